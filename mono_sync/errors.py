@@ -1,0 +1,724 @@
+"""Every exception that mono_sync raises on purpose.
+
+The tree; behind each name the builtin that it also is, so that ``except TimeoutError`` or ``except KeyError`` works::
+
+    MonoError
+    ├── ConfigurationError                  ValueError          an option that cannot be right; nothing was sent
+    ├── ClosedError                         RuntimeError        the object was closed or stopped
+    ├── ForkedError                         RuntimeError        the object belongs to the parent process
+    ├── OperationTimeoutError               TimeoutError        the deadline of one call passed
+    ├── LoopError                           RuntimeError        the background event-loop thread
+    │   ├── LoopStartError                                      it could not be started
+    │   └── BlockingCallError                                   blocking call from the loop thread itself
+    ├── ServerError                                             the embedded nats-server
+    │   ├── ServerNotFoundError             FileNotFoundError   no nats-server binary on this machine
+    │   ├── ServerBinaryError               OSError             a file that is not a usable nats-server
+    │   ├── ServerStartError                RuntimeError        it did not become ready; carries its log
+    │   └── StoreInUseError                 BlockingIOError     another server holds the store directory
+    ├── NatsConnectionError                 ConnectionError     the connection to NATS
+    │   ├── ConnectFailedError                                  no server accepted us; one reason per server
+    │   │   └── AuthenticationError         PermissionError     every server that answered refused our credentials
+    │   ├── ConnectionLostError                                 broke while the call waited for its answer
+    │   ├── ConnectionClosedError           (ClosedError)       closed for good
+    │   ├── NoRespondersError                                   nobody listens on the subject
+    │   └── PermissionDeniedError           PermissionError     our user may not publish on the subject
+    ├── MessageError                        ValueError          a message that NATS cannot carry; nothing was sent
+    │   ├── InvalidSubjectError
+    │   ├── InvalidHeaderError
+    │   └── MessageTooLargeError
+    ├── JetStreamError                                          an answer of JetStream that is no success
+    │   ├── JetStreamUnavailableError                           not enabled, or not reachable now
+    │   ├── UnsupportedByServerError        NotImplementedError the server is too old for the feature
+    │   └── JetStreamAPIError                                   any other refusal, with the server's own codes
+    ├── StorageError                                            key-value and object buckets
+    │   ├── BucketNotFoundError             LookupError
+    │   ├── BucketConfigError               ValueError          the server refuses the bucket's configuration
+    │   ├── BucketFullError                 OSError             a limit of the bucket is reached
+    │   ├── InvalidKeyError                 ValueError          not a legal key or object name
+    │   ├── ValueTooLargeError              ValueError          larger than bucket or server allow
+    │   ├── KeyNotFoundError                KeyError
+    │   │   └── ObjectNotFoundError         FileNotFoundError
+    │   ├── ConflictError                                       somebody else changed the key first
+    │   │   ├── KeyExistsError              FileExistsError
+    │   │   └── RevisionMismatchError
+    │   ├── DigestMismatchError             OSError             the bytes read are not the bytes stored
+    │   └── ObjectChangedError              OSError             replaced or deleted while it was read
+    ├── ServiceError                                            services between modules
+    │   ├── ServiceNotFoundError            LookupError
+    │   └── ServiceExistsError              ValueError
+    └── LifecycleError                                          application, plugins, modules
+        ├── ApplicationStateError           RuntimeError        not possible in the application's present state
+        ├── RegistrationError               ValueError          a module or plugin that cannot be registered
+        │   ├── InvalidModuleError          TypeError           wrong type, missing or wrong member
+        │   └── DuplicateNameError                              name or alias taken
+        ├── DependencyError
+        │   ├── MissingDependencyError      LookupError
+        │   └── CircularDependencyError
+        ├── PluginNotFoundError             LookupError
+        ├── ModuleStartError                RuntimeError        names module and phase; ``__cause__`` is the real error
+        └── ModuleStopError                 RuntimeError
+
+Every instance can be pickled and carries the facts of its message as attributes. Where another library's exception was
+the reason, it is the ``__cause__``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+__all__ = [
+    "ApplicationStateError",
+    "AuthenticationError",
+    "BlockingCallError",
+    "BucketConfigError",
+    "BucketFullError",
+    "BucketNotFoundError",
+    "CircularDependencyError",
+    "ClosedError",
+    "ConfigurationError",
+    "ConflictError",
+    "ConnectFailedError",
+    "ConnectionClosedError",
+    "ConnectionLostError",
+    "DependencyError",
+    "DigestMismatchError",
+    "DuplicateNameError",
+    "ForkedError",
+    "InvalidHeaderError",
+    "InvalidKeyError",
+    "InvalidModuleError",
+    "InvalidSubjectError",
+    "JetStreamAPIError",
+    "JetStreamError",
+    "JetStreamUnavailableError",
+    "KeyExistsError",
+    "KeyNotFoundError",
+    "LifecycleError",
+    "LoopError",
+    "LoopStartError",
+    "MessageError",
+    "MessageTooLargeError",
+    "MissingDependencyError",
+    "ModuleStartError",
+    "ModuleStopError",
+    "MonoError",
+    "NatsConnectionError",
+    "NoRespondersError",
+    "ObjectChangedError",
+    "ObjectNotFoundError",
+    "OperationTimeoutError",
+    "PermissionDeniedError",
+    "PluginNotFoundError",
+    "RegistrationError",
+    "RevisionMismatchError",
+    "ServerBinaryError",
+    "ServerError",
+    "ServerNotFoundError",
+    "ServerStartError",
+    "ServiceError",
+    "ServiceExistsError",
+    "ServiceNotFoundError",
+    "StorageError",
+    "StoreInUseError",
+    "UnsupportedByServerError",
+    "ValueTooLargeError",
+]
+
+
+def _rebuild(cls: type[MonoError], message: str, facts: dict[str, Any]) -> MonoError:
+    """Make an unpickled exception without calling its ``__init__``, whose arguments are facts, not the message."""
+    native: type[BaseException] = cls  # its builtin lays out the instance; cls.__new__ may find another base's first
+    while native.__module__ != "builtins":
+        native = native.__base__  # type: ignore[assignment]  # never None: every class here ends in a builtin
+    error: MonoError = native.__new__(cls, message)
+    Exception.__init__(error, message)
+    error.__dict__.update(facts)
+    return error
+
+
+class MonoError(Exception):
+    """The root: ``except MonoError`` catches whatever mono_sync raises on purpose.
+
+    ``str(error)`` is the message, also where the builtin base would show something else (``KeyError`` quotes it).
+    Instances survive pickling with their attributes; as usual, ``__cause__`` and the traceback do not.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+
+    def __str__(self) -> str:
+        return str(self.args[0]) if self.args else ""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (type(self), str(self), dict(self.__dict__))
+
+
+# --- everywhere -----------------------------------------------------------------------------------------------------
+
+
+class ConfigurationError(MonoError, ValueError):
+    """An option, URL or file that cannot be right. Raised before anything is sent or started."""
+
+
+class ClosedError(MonoError, RuntimeError):
+    """The object was closed or stopped, before or during the call."""
+
+
+class ForkedError(MonoError, RuntimeError):
+    """The object was made in the parent process and cannot be used in a forked child."""
+
+
+class OperationTimeoutError(MonoError, TimeoutError):
+    """The deadline of one call passed.
+
+    The call has been given up: if its message had not been handed to the operating system yet, it is never sent. A
+    message that had been sent may still take effect, so after a write the outcome is not known.
+
+    Attributes:
+        operation: what was called, for example ``"request $JS.API.INFO"``.
+        timeout: the deadline of the call in seconds.
+    """
+
+    def __init__(self, operation: str, timeout: float | None, hint: str = "") -> None:
+        self.operation = operation
+        self.timeout = timeout
+        after = "" if timeout is None else f" after {timeout:g} s"
+        super().__init__(f"{operation} timed out{after}" + (f": {hint}" if hint else ""))
+
+
+# --- the loop thread ------------------------------------------------------------------------------------------------
+
+
+class LoopError(MonoError, RuntimeError):
+    """The background event-loop thread cannot do what was asked."""
+
+
+class LoopStartError(LoopError):
+    """The background thread did not come up; the message says what usually prevents it."""
+
+
+class BlockingCallError(LoopError):
+    """A blocking call was made from the event-loop thread itself, where it could only deadlock."""
+
+
+# --- the embedded server --------------------------------------------------------------------------------------------
+
+
+class ServerError(MonoError):
+    """The embedded nats-server cannot be used."""
+
+
+class ServerNotFoundError(ServerError, FileNotFoundError):
+    """No nats-server binary was found.
+
+    Attributes:
+        searched: the places that were looked at, in order.
+    """
+
+    def __init__(self, message: str, searched: Sequence[str] = ()) -> None:
+        self.searched: tuple[str, ...] = tuple(searched)
+        super().__init__(message)
+
+
+class ServerBinaryError(ServerError, OSError):
+    """A file that cannot be run, is no nats-server, or is too old a one.
+
+    Attributes:
+        path: the file.
+    """
+
+    def __init__(self, path: str, reason: str) -> None:
+        self.path = path
+        super().__init__(f"cannot use {path} as nats-server: {reason}")
+
+
+class ServerStartError(ServerError, RuntimeError):
+    """The server was started and did not become ready.
+
+    Attributes:
+        exit_code: what it exited with; None while it still ran.
+        log_tail: the last lines of its log.
+    """
+
+    def __init__(self, reason: str, *, exit_code: int | None = None, log_tail: str = "") -> None:
+        self.exit_code = exit_code
+        self.log_tail = log_tail
+        tail = f"\nlast lines of its log:\n{log_tail}" if log_tail else ""
+        super().__init__(f"nats-server did not start: {reason}{tail}")
+
+
+class StoreInUseError(ServerError, BlockingIOError):
+    """Another nats-server works on this store directory.
+
+    Attributes:
+        path: the store directory.
+        owner: process id of the Python process that owns it, where it is known.
+    """
+
+    def __init__(self, path: str, owner: int | None = None) -> None:
+        self.path = path
+        self.owner = owner
+        by = f" by process {owner}" if owner is not None else ""
+        super().__init__(f"store directory {path} is in use{by}: give each embedded server a directory of its own")
+
+
+# --- the connection -------------------------------------------------------------------------------------------------
+
+
+class NatsConnectionError(MonoError, ConnectionError):
+    """The connection to NATS cannot do what was asked."""
+
+
+class ConnectFailedError(NatsConnectionError):
+    """No server accepted the connection.
+
+    Attributes:
+        failures: for each server, in the order tried, why it was not that one. The addresses hold no credentials.
+    """
+
+    def __init__(self, failures: Mapping[str, str]) -> None:
+        self.failures: dict[str, str] = dict(failures)
+        reasons = "; ".join(f"{server}: {reason}" for server, reason in self.failures.items())
+        super().__init__(f"cannot connect to NATS: {reasons}")
+
+
+class AuthenticationError(ConnectFailedError, PermissionError):
+    """Every server that answered refused the credentials."""
+
+
+class ConnectionLostError(NatsConnectionError):
+    """The connection broke while the call waited for its answer; whether the request took effect is not known."""
+
+
+class ConnectionClosedError(NatsConnectionError, ClosedError):
+    """The connection is closed for good, by ``close()``, ``drain()`` or the end of the interpreter."""
+
+
+class NoRespondersError(NatsConnectionError):
+    """Nobody is subscribed to the subject of a request.
+
+    Attributes:
+        subject: the subject.
+    """
+
+    def __init__(self, subject: str) -> None:
+        self.subject = subject
+        super().__init__(f"no responders on subject {subject!r}")
+
+
+class PermissionDeniedError(NatsConnectionError, PermissionError):
+    """The server does not let our user publish on the subject; nothing was delivered.
+
+    Attributes:
+        subject: the subject.
+    """
+
+    def __init__(self, subject: str) -> None:
+        self.subject = subject
+        super().__init__(f"no permission to publish on subject {subject!r}")
+
+
+class MessageError(MonoError, ValueError):
+    """A message that NATS cannot carry. It was refused before anything was sent."""
+
+
+class InvalidSubjectError(MessageError):
+    """Not a legal NATS subject.
+
+    Attributes:
+        subject: the subject.
+    """
+
+    def __init__(self, subject: str, rule: str) -> None:
+        self.subject = subject
+        shown = subject if len(subject) <= 80 else f"{subject[:77]}..."
+        super().__init__(f"invalid subject {shown!r}: {rule}")
+
+
+class InvalidHeaderError(MessageError):
+    """Not a legal NATS header.
+
+    Attributes:
+        header: the name of the header.
+    """
+
+    def __init__(self, header: str, rule: str) -> None:
+        self.header = header
+        super().__init__(f"invalid header {header!r}: {rule}")
+
+
+class MessageTooLargeError(MessageError):
+    """Payload and headers together exceed what the server accepts.
+
+    Attributes:
+        size: bytes of payload and headers.
+        limit: the server's ``max_payload``.
+    """
+
+    def __init__(self, size: int, limit: int) -> None:
+        self.size = size
+        self.limit = limit
+        super().__init__(f"message of {size} bytes (headers included) exceeds the server's max_payload of {limit}")
+
+
+# --- JetStream ------------------------------------------------------------------------------------------------------
+
+
+class JetStreamError(MonoError):
+    """JetStream answered, and the answer is no success."""
+
+
+class JetStreamUnavailableError(JetStreamError):
+    """JetStream is not enabled on the server or for the account, or has no leader at the moment."""
+
+
+class UnsupportedByServerError(JetStreamError, NotImplementedError):
+    """The server is too old for a feature.
+
+    Attributes:
+        feature: what was asked for.
+        required: the first version that has it.
+        actual: the version of the connected server.
+    """
+
+    def __init__(self, feature: str, required: str, actual: str) -> None:
+        self.feature = feature
+        self.required = required
+        self.actual = actual
+        super().__init__(f"{feature} needs nats-server {required} or newer; the connected server is {actual}")
+
+
+class JetStreamAPIError(JetStreamError):
+    """A refusal by the server that has no class of its own here.
+
+    Attributes:
+        code: the HTTP-like status.
+        err_code: the server's own number of the reason.
+        description: the server's text.
+    """
+
+    def __init__(self, code: int, err_code: int, description: str, *, context: str = "") -> None:
+        self.code = code
+        self.err_code = err_code
+        self.description = description
+        prefix = f"{context}: " if context else ""
+        super().__init__(f"{prefix}{description} (status {code}, error {err_code})")
+
+
+# --- storage --------------------------------------------------------------------------------------------------------
+
+
+class StorageError(MonoError):
+    """A key-value or object bucket cannot do what was asked."""
+
+
+class BucketNotFoundError(StorageError, LookupError):
+    """The bucket does not exist, or is none of the plugin's.
+
+    Attributes:
+        bucket: its name.
+        known: the names that would have been found, where they are known.
+    """
+
+    def __init__(self, bucket: str, known: Sequence[str] | None = None) -> None:
+        self.bucket = bucket
+        self.known: tuple[str, ...] | None = None if known is None else tuple(known)
+        hint = "" if known is None else f"; configured: {', '.join(known) or 'none'}"
+        super().__init__(f"bucket {bucket!r} not found{hint}")
+
+
+class BucketConfigError(StorageError, ValueError):
+    """The server refuses the configuration of a bucket.
+
+    Attributes:
+        bucket: its name.
+        fields: the configuration fields that differ from the existing bucket; empty where that is not the reason.
+    """
+
+    def __init__(self, bucket: str, reason: str, fields: Sequence[str] = ()) -> None:
+        self.bucket = bucket
+        self.fields: tuple[str, ...] = tuple(fields)
+        super().__init__(f"bucket {bucket!r}: {reason}")
+
+
+class BucketFullError(StorageError, OSError):
+    """A limit of the bucket or of the server's storage is reached; nothing was written.
+
+    Attributes:
+        bucket: its name.
+    """
+
+    def __init__(self, bucket: str, reason: str) -> None:
+        self.bucket = bucket
+        super().__init__(f"bucket {bucket!r} is full: {reason}")
+
+
+class InvalidKeyError(StorageError, ValueError):
+    """Not a legal key, pattern or object name. Nothing was sent.
+
+    Attributes:
+        key: what was given.
+    """
+
+    def __init__(self, key: str, rule: str, *, kind: str = "key") -> None:
+        self.key = key
+        shown = key if len(key) <= 80 else f"{key[:77]}..."
+        super().__init__(f"invalid {kind} {shown!r}: {rule}")
+
+
+class ValueTooLargeError(StorageError, ValueError):
+    """The value is larger than the bucket or the server allows; nothing was written.
+
+    Attributes:
+        bucket: the bucket.
+        key: the key.
+        size: bytes of the value.
+    """
+
+    def __init__(self, bucket: str, key: str, size: int, reason: str) -> None:
+        self.bucket = bucket
+        self.key = key
+        self.size = size
+        super().__init__(f"value of {size} bytes for key {key!r} of bucket {bucket!r} is too large: {reason}")
+
+
+class KeyNotFoundError(StorageError, KeyError):
+    """The key is missing: never written, deleted, purged or expired.
+
+    Attributes:
+        bucket: the bucket.
+        key: the key.
+        revision: the revision that was asked for; None means the newest.
+    """
+
+    _what = "key"
+
+    def __init__(self, bucket: str, key: str, revision: int | None = None) -> None:
+        self.bucket = bucket
+        self.key = key
+        self.revision = revision
+        at = "" if revision is None else f" has no revision {revision}"
+        verb = "" if at else " not found"
+        super().__init__(f"{self._what} {key!r}{verb}{at} in bucket {bucket!r}")
+
+
+class ObjectNotFoundError(KeyNotFoundError, FileNotFoundError):
+    """The object is missing: never stored, deleted or expired."""
+
+    _what = "object"
+
+
+class ConflictError(StorageError):
+    """Somebody else changed the key first; nothing was written.
+
+    Attributes:
+        bucket: the bucket.
+        key: the key.
+        expected: the revision that the caller took for the newest; 0 means "no such key".
+        actual: the newest revision, where the server told it.
+    """
+
+    def __init__(self, message: str, bucket: str, key: str, expected: int, actual: int | None) -> None:
+        self.bucket = bucket
+        self.key = key
+        self.expected = expected
+        self.actual = actual
+        super().__init__(message)
+
+
+class KeyExistsError(ConflictError, FileExistsError):
+    """``create`` found a live key."""
+
+    def __init__(self, bucket: str, key: str, actual: int | None = None) -> None:
+        at = "" if actual is None else f" at revision {actual}"
+        super().__init__(f"key {key!r} already exists{at} in bucket {bucket!r}", bucket, key, 0, actual)
+
+
+class RevisionMismatchError(ConflictError):
+    """The key is not at the revision that the caller expected; a missing key is at none."""
+
+    def __init__(self, bucket: str, key: str, expected: int, actual: int | None = None) -> None:
+        now = "" if actual is None else f", it is at {actual}" if actual else ", it does not exist"
+        message = f"key {key!r} of bucket {bucket!r} is not at revision {expected}{now}"
+        super().__init__(message, bucket, key, expected, actual)
+
+
+class DigestMismatchError(StorageError, OSError):
+    """The bytes that were read are not those that were stored.
+
+    Attributes:
+        bucket: the bucket.
+        key: the object.
+    """
+
+    def __init__(self, bucket: str, key: str, reason: str) -> None:
+        self.bucket = bucket
+        self.key = key
+        super().__init__(f"object {key!r} of bucket {bucket!r} is damaged: {reason}")
+
+
+class ObjectChangedError(StorageError, OSError):
+    """The object was replaced or deleted again and again while it was being read.
+
+    Attributes:
+        bucket: the bucket.
+        key: the object.
+    """
+
+    def __init__(self, bucket: str, key: str) -> None:
+        self.bucket = bucket
+        self.key = key
+        super().__init__(f"object {key!r} of bucket {bucket!r} changed while it was being read")
+
+
+# --- services -------------------------------------------------------------------------------------------------------
+
+
+class ServiceError(MonoError):
+    """A service between modules.
+
+    Attributes:
+        module: the module whose container was asked.
+        service: the name of the service.
+    """
+
+    def __init__(self, module: str, service: str, message: str) -> None:
+        self.module = module
+        self.service = service
+        super().__init__(message)
+
+
+class ServiceNotFoundError(ServiceError, LookupError):
+    """The module offers no service of this name.
+
+    Attributes:
+        known: the names that it does offer.
+    """
+
+    def __init__(self, module: str, service: str, known: Sequence[str] = ()) -> None:
+        self.known: tuple[str, ...] = tuple(known)
+        offered = ", ".join(known) or "none"
+        super().__init__(module, service, f"module {module!r} offers no service {service!r}; it offers: {offered}")
+
+
+class ServiceExistsError(ServiceError, ValueError):
+    """The module has registered a service of this name already."""
+
+    def __init__(self, module: str, service: str) -> None:
+        super().__init__(module, service, f"module {module!r} has registered service {service!r} already")
+
+
+# --- lifecycle ------------------------------------------------------------------------------------------------------
+
+
+class LifecycleError(MonoError):
+    """The application, a plugin or a module."""
+
+
+class ApplicationStateError(LifecycleError, RuntimeError):
+    """Not possible in the application's present state.
+
+    Attributes:
+        state: name of the state, for example ``"RUNNING"``.
+    """
+
+    def __init__(self, message: str, state: str) -> None:
+        self.state = state
+        super().__init__(message)
+
+
+class RegistrationError(LifecycleError, ValueError):
+    """A module or plugin that cannot be registered.
+
+    Attributes:
+        module: its name or alias, or its type where it has none.
+    """
+
+    def __init__(self, module: str, message: str) -> None:
+        self.module = module
+        super().__init__(message)
+
+
+class InvalidModuleError(RegistrationError, TypeError):
+    """Wrong type, or a member that is missing or cannot be right."""
+
+
+class DuplicateNameError(RegistrationError):
+    """The name or alias is taken."""
+
+
+class DependencyError(LifecycleError):
+    """The dependencies between the modules cannot be met."""
+
+
+class MissingDependencyError(DependencyError, LookupError):
+    """A module depends on a name that no module has.
+
+    Attributes:
+        module: the module that declares the dependency.
+        dependency: the name that it declares.
+    """
+
+    def __init__(self, module: str, dependency: str, hint: str = "") -> None:
+        self.module = module
+        self.dependency = dependency
+        reason = hint or "no module of that name is registered"
+        super().__init__(f"module {module!r} depends on {dependency!r}: {reason}")
+
+
+class CircularDependencyError(DependencyError):
+    """Modules depend on each other in a circle.
+
+    Attributes:
+        chain: the circle, its first name repeated at the end.
+    """
+
+    def __init__(self, chain: Sequence[str]) -> None:
+        self.chain: tuple[str, ...] = tuple(chain)
+        super().__init__(f"modules depend on each other in a circle: {' -> '.join(self.chain)}")
+
+
+class PluginNotFoundError(LifecycleError, LookupError):
+    """No plugin is registered under the alias.
+
+    Attributes:
+        alias: the alias.
+        known: the aliases that are registered.
+    """
+
+    def __init__(self, alias: str, known: Sequence[str] = ()) -> None:
+        self.alias = alias
+        self.known: tuple[str, ...] = tuple(known)
+        super().__init__(f"no plugin is registered as {alias!r}; registered: {', '.join(known) or 'none'}")
+
+
+class ModuleStartError(LifecycleError, RuntimeError):
+    """A step of the start failed; everything that had started has been stopped again.
+
+    Attributes:
+        module: the module, plugin alias, or ``"application"`` for server and connection.
+        phase: the step, for example ``"start"`` or ``"set_plugin"``.
+        rollback_errors: texts of what went wrong while stopping the others.
+    """
+
+    def __init__(self, module: str, phase: str, reason: str, rollback_errors: Sequence[str] = ()) -> None:
+        self.module = module
+        self.phase = phase
+        self.rollback_errors: tuple[str, ...] = tuple(rollback_errors)
+        more = "".join(f"\nduring rollback: {text}" for text in self.rollback_errors)
+        super().__init__(f"{module!r} failed in {phase}: {reason}{more}")
+
+
+class ModuleStopError(LifecycleError, RuntimeError):
+    """A step of the stop failed; the later steps were done all the same.
+
+    Attributes:
+        module: the module, plugin alias, or ``"application"`` for server and connection.
+        phase: the step, for example ``"stop"``.
+    """
+
+    def __init__(self, module: str, phase: str, reason: str) -> None:
+        self.module = module
+        self.phase = phase
+        super().__init__(f"{module!r} failed in {phase}: {reason}")
