@@ -1,0 +1,121 @@
+"""What we override and touch of nats-py beyond its documented calls; a newer nats-py that differs must fail here."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+
+import pytest
+from nats.aio.client import Client, RawCredentials, Server, Srv
+from nats.aio.subscription import Subscription
+from nats.aio.transport import TcpTransport
+
+from mono_sync.adapter import ConnectionConfig
+from mono_sync.adapter import client as adapter
+
+OVERRIDDEN = [name for name in vars(adapter.NatsClient) if name.startswith("_") and hasattr(Client, name)]
+
+
+def _parameters(function: object) -> list[str]:
+    assert callable(function)
+    return list(inspect.signature(function).parameters)
+
+
+def test_the_overrides_are_those_we_know_of() -> None:
+    assert sorted(name for name in OVERRIDDEN if not name.startswith("__")) == [
+        "_attempt_reconnect",
+        "_build_message",
+        "_connect_to_server",
+        "_flush_pending",
+        "_process_err",
+        "_process_headers",
+        "_process_info",
+        "_process_pong",
+        "_read_loop",
+        "_select_next_server",
+        "_send_command",
+    ]
+
+
+@pytest.mark.parametrize("name", [name for name in OVERRIDDEN if not name.startswith("__")])
+def test_overridden_methods_have_the_signature_that_we_override(name: str) -> None:
+    theirs, ours = getattr(Client, name), getattr(adapter.NatsClient, name)
+    assert _parameters(theirs) == _parameters(ours)
+    assert inspect.iscoroutinefunction(theirs) == inspect.iscoroutinefunction(ours)
+
+
+@pytest.mark.parametrize("name", ["connect", "connect_tls", "drain", "write", "at_eof", "wait_closed", "close"])
+def test_the_transport_has_the_methods_we_build_on(name: str) -> None:
+    assert callable(getattr(TcpTransport, name))
+
+
+def test_the_transport_keeps_its_streams_where_we_look() -> None:
+    transport = TcpTransport()  # type: ignore[no-untyped-call]
+    assert {"_io_writer", "_bare_io_writer", "_io_reader"} <= set(vars(transport))
+
+
+def test_the_client_keeps_its_state_where_we_look() -> None:
+    class Owner:
+        def broken(self) -> None: ...
+        def reconnected(self) -> None: ...
+        def closed(self) -> None: ...
+        def denied(self, subject: str, reason: str) -> None: ...
+
+    client = adapter.NatsClient(ConnectionConfig(), Owner())
+    assert {
+        "_auth_configured",
+        "_current_server",
+        "_flusher_task",
+        "_pending_data_size",
+        "_ping_interval_task",
+        "_pings_outstanding",
+        "_pongs",
+        "_reading_task",
+        "_reconnection_task",
+        "_server_info",
+        "_server_pool",
+        "_status",
+        "_transport",
+        "_user_credentials",
+        "options",
+    } <= set(vars(client))
+
+
+def test_servers_are_known_by_their_location() -> None:
+    uri = Client._parse_server_uri("nats://127.0.0.1:4222")
+    assert uri.netloc == "127.0.0.1:4222"
+    assert Srv(uri).reconnects == 0
+    assert Server(uri).reconnects == 0
+
+
+def test_the_options_we_pass_exist() -> None:
+    async def options() -> set[str]:
+        class Owner:
+            def broken(self) -> None: ...
+            def reconnected(self) -> None: ...
+            def closed(self) -> None: ...
+            def denied(self, subject: str, reason: str) -> None: ...
+
+        owner, config = Owner(), ConnectionConfig()
+        client = adapter.NatsClient(config, owner)
+        return set(adapter._options(config, owner, client, config.addresses[0], 1.0))
+
+    assert asyncio.run(options()) <= set(_parameters(Client.connect))
+
+
+def test_credentials_can_be_replaced_in_place() -> None:
+    credentials = RawCredentials("old")
+    credentials.data = "new"
+    assert str(credentials) == "new"
+
+
+def test_a_subscription_with_a_future_hands_messages_to_it() -> None:
+    source = inspect.getsource(Client._process_msg)
+    assert "sub._future.cancelled()" in source
+    assert "sub._future.set_result(msg)" in source
+    assert "future" in _parameters(Subscription.__init__)
+
+
+def test_closing_waits_for_the_socket_only_where_bytes_are_said_to_be_left() -> None:
+    source = inspect.getsource(Client._close)
+    assert "if self._pending_data_size > 0:" in source
