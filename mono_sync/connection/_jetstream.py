@@ -1,0 +1,351 @@
+"""JetStream's API, as blocking calls on a connection.
+
+JSON over request/reply, spoken directly: nats-py's own layer drops options that we need (compression, placement), and
+its key-value and object stores give wrong answers in cases that our users meet.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from base64 import b64decode
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from time import monotonic
+from typing import Any, TypeAlias
+
+from mono_sync._durations import Deadline
+from mono_sync.adapter import Message, Payload, parse_header_block
+from mono_sync.connection._connection import CoreConnection
+from mono_sync.errors import (
+    JetStreamAPIError,
+    JetStreamUnavailableError,
+    MonoError,
+    NoRespondersError,
+    OperationTimeoutError,
+)
+
+Json: TypeAlias = dict[str, Any]
+
+_NOT_ENABLED = frozenset({10035, 10039, 10076, 10008, 10009})
+_NO_MESSAGE = 10037
+_LONG_SUBJECT = 2000
+_CONSUMER_LIFETIME_NS = 10_000_000_000  # without a pull; an order to delete may overtake the one to create
+_PULL_TIME = 1.0
+_PULL_PATIENCE = 0.25
+_CLEAN_UP_TIMEOUT = 0.5
+_DIRECT_PATIENCE = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class PubAck:
+    """The server's word that it has stored a message.
+
+    Attributes:
+        sequence: its place in the stream.
+        duplicate: whether an earlier message of the same id was found instead.
+    """
+
+    sequence: int
+    duplicate: bool
+
+
+@dataclass(frozen=True, slots=True)
+class StoredMessage:
+    """A message of a stream.
+
+    Attributes:
+        subject: its subject.
+        data: its payload.
+        headers: its own headers, and on direct reads the server's.
+        sequence: its place in the stream.
+        time: when it was stored.
+        pending: how many messages follow it in the consumer that delivered it; 0 elsewhere.
+    """
+
+    subject: str
+    data: bytes
+    headers: Mapping[str, str]
+    sequence: int
+    time: datetime
+    pending: int = 0
+
+
+class JetStream:
+    """The part of JetStream's API that the buckets are built on. Thread-safe."""
+
+    def __init__(self, connection: CoreConnection) -> None:
+        self._connection = connection
+        self._without_direct: set[str] = set()
+
+    # --- requests
+
+    def api(self, subject: str, body: Json | None, deadline: Deadline, *, context: str = "") -> Json:
+        """Make one API request.
+
+        Raises:
+            JetStreamUnavailableError: JetStream is not enabled, or has no leader.
+            JetStreamAPIError: any other refusal.
+        """
+        payload = json.dumps(body).encode() if body else b""
+        try:
+            message = self._connection.request(f"$JS.API.{subject}", payload, timeout=deadline)
+        except NoRespondersError as error:
+            raise JetStreamUnavailableError("JetStream is not enabled on the server, or has no leader") from error
+        return _checked(message.data, context or subject)
+
+    def publish(
+        self, subject: str, data: Payload, headers: Mapping[str, str] | None, deadline: Deadline, *, context: str
+    ) -> PubAck:
+        """Store a message.
+
+        Raises:
+            NoRespondersError: no stream takes the subject.
+            JetStreamAPIError: the server refused it.
+        """
+        message = self._connection.request(subject, data, headers=headers, timeout=deadline)
+        return self.read_ack(message, context)
+
+    @staticmethod
+    def read_ack(message: Message, context: str) -> PubAck:
+        """Read the answer to a publish.
+
+        Raises:
+            NoRespondersError: no stream takes the subject.
+            JetStreamAPIError: the server refused it.
+        """
+        if message.status == 503:
+            raise NoRespondersError(context)
+        answer = _checked(message.data, context)
+        return PubAck(answer["seq"], answer.get("duplicate", False))
+
+    # --- streams
+
+    def stream_info(self, stream: str, deadline: Deadline) -> Json:
+        """Return configuration and state of a stream."""
+        return self.api(f"STREAM.INFO.{stream}", None, deadline)
+
+    def create_stream(self, config: Json, deadline: Deadline) -> Json:
+        """Create a stream; one of the same configuration may exist."""
+        return self.api(f"STREAM.CREATE.{config['name']}", config, deadline)
+
+    def update_stream(self, config: Json, deadline: Deadline) -> Json:
+        """Change the configuration of a stream."""
+        return self.api(f"STREAM.UPDATE.{config['name']}", config, deadline)
+
+    def purge(self, stream: str, subject: str, deadline: Deadline) -> int:
+        """Remove the messages of a subject; return how many."""
+        return int(self.api(f"STREAM.PURGE.{stream}", {"filter": subject}, deadline)["purged"])
+
+    # --- reading
+
+    def last(self, stream: str, subject: str, *, direct: bool, deadline: Deadline) -> StoredMessage | None:
+        """Return the newest message of a subject."""
+        if not direct or stream in self._without_direct:
+            return self._get(stream, {"last_by_subj": subject}, deadline)
+        query = b""
+        target = f"$JS.API.DIRECT.GET.{stream}.{subject}"
+        if len(subject) > _LONG_SUBJECT:  # whatever could be written can be read: long subjects travel in the body
+            target, query = f"$JS.API.DIRECT.GET.{stream}", json.dumps({"last_by_subj": subject}).encode()
+        try:
+            message = self._connection.request(target, query, timeout=_at_most(_DIRECT_PATIENCE, deadline))
+        except (NoRespondersError, OperationTimeoutError):  # old servers do not answer where new ones refuse
+            if deadline.expired:
+                raise
+            if not self.stream_info(stream, deadline)["config"].get("allow_direct"):
+                self._without_direct.add(stream)  # switched off meanwhile
+            return self._get(stream, {"last_by_subj": subject}, deadline)
+        return _read_direct(message)
+
+    def at(self, stream: str, sequence: int, deadline: Deadline) -> StoredMessage | None:
+        """Return the message with a sequence."""
+        return self._get(stream, {"seq": sequence}, deadline)
+
+    def _get(self, stream: str, query: Json, deadline: Deadline) -> StoredMessage | None:
+        try:
+            found = self.api(f"STREAM.MSG.GET.{stream}", query, deadline)["message"]
+        except JetStreamAPIError as error:
+            if error.err_code == _NO_MESSAGE:
+                return None
+            raise
+        headers = parse_header_block(b64decode(found.get("hdrs", "")))[0]
+        data = b64decode(found.get("data", ""))
+        return StoredMessage(found["subject"], data, headers, found["seq"], parse_time(found["time"]))
+
+    def last_of_each(
+        self, stream: str, subject: str, deadline: Deadline, *, direct: bool, headers_only: bool = False
+    ) -> list[StoredMessage]:
+        """Return the newest message of every subject that matches, in the order of the stream.
+
+        A subject that has messages during the whole call is there, however much is written meanwhile. A consumer alone
+        does not give that: under concurrent writes servers miscount what is pending, and so end too early.
+        """
+        subjects = self._subjects(stream, subject, deadline)
+        if not subjects:
+            return []
+        newest = {
+            message.subject: message
+            for message in self.pull(stream, subject, deadline, policy="last_per_subject", headers_only=headers_only)
+        }
+        for left_out in subjects - newest.keys():
+            message = self.last(stream, left_out, direct=direct, deadline=deadline)
+            if message is not None:
+                newest[left_out] = message
+        return sorted(newest.values(), key=lambda message: message.sequence)
+
+    def _subjects(self, stream: str, subject: str, deadline: Deadline) -> set[str]:
+        subjects: set[str] = set()
+        while True:
+            query = {"subjects_filter": subject, "offset": len(subjects)}
+            answer = self.api(f"STREAM.INFO.{stream}", query, deadline)
+            page = answer["state"].get("subjects") or {}
+            subjects.update(page)
+            if not page or len(subjects) >= answer.get("total", 0):
+                return subjects
+
+    def pull(
+        self,
+        stream: str,
+        subject: str,
+        deadline: Deadline,
+        *,
+        policy: str,
+        headers_only: bool = False,
+        batch: int = 256,
+        count: int | None = None,
+    ) -> Iterator[StoredMessage]:
+        """Yield what a consumer of the stream has to deliver: ``count`` messages, or all that the server knows of.
+
+        At most ``batch`` messages are under way at once, so memory stays bounded however slowly they are taken. The
+        consumer is deleted at the end, also after an error; if its creation was not answered in time, the server may
+        keep it some seconds longer.
+        """
+        name = f"mono_sync_{secrets.token_hex(11)}"  # ours, so that it can be deleted though the answer is not awaited
+        try:
+            consumer = self._create_consumer(stream, name, subject, deadline, policy=policy, headers_only=headers_only)
+            if consumer["num_pending"]:
+                yield from self._pull(stream, name, batch, count, deadline)
+        finally:
+            self._forget_consumer(stream, name)
+
+    def _create_consumer(
+        self, stream: str, name: str, subject: str, deadline: Deadline, *, policy: str, headers_only: bool
+    ) -> Json:
+        config: Json = {
+            "name": name,
+            "ack_policy": "none",
+            "deliver_policy": policy,
+            "filter_subject": subject,
+            "headers_only": headers_only,
+            "inactive_threshold": _CONSUMER_LIFETIME_NS,
+            "mem_storage": True,
+            "num_replicas": 1,
+        }
+        return self.api(f"CONSUMER.CREATE.{stream}.{name}", {"stream_name": stream, "config": config}, deadline)
+
+    def _forget_consumer(self, stream: str, consumer: str) -> None:
+        """Delete a consumer without waiting for the answer, for the time of the call may be over."""
+        if self._connection.is_connected:  # else it ends by itself a little later
+            with suppress(MonoError):
+                self._connection.publish(f"$JS.API.CONSUMER.DELETE.{stream}.{consumer}", timeout=_CLEAN_UP_TIMEOUT)
+
+    def _pull(
+        self, stream: str, consumer: str, batch: int, count: int | None, deadline: Deadline
+    ) -> Iterator[StoredMessage]:
+        """Pull batch after batch.
+
+        The server ends a pull as soon as it has nothing more (404, older ones 408), or after the pull's own time (408)
+        when it stalled or what was pending has vanished. Those two differ in its count of pending messages. The count
+        of old servers may stay too high, so two pulls in a row without a message are the end as well.
+        """
+        operation = f"reading stream {stream}"
+        target = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}"
+        left, was_empty = count, False
+        with self._connection.inbox(deadline) as inbox:
+            while left is None or left > 0:
+                size = batch if left is None else min(batch, left)
+                query = {"batch": size, "no_wait": True, "expires": int(_PULL_TIME * 1e9)}
+                self._connection.publish(target, json.dumps(query).encode(), reply=inbox.subject("m"), timeout=deadline)
+                started, received, pending = monotonic(), 0, 0
+                end: Message | None = None
+                while received < size and end is None:
+                    message = inbox.next_within(_PULL_TIME + _PULL_PATIENCE, operation)
+                    if message is None:  # nobody answers
+                        self._check_consumer(stream, consumer, deadline)
+                    elif message.status is None:
+                        stored = _read_delivered(message)
+                        received, pending = received + 1, stored.pending
+                        yield stored
+                    else:
+                        end = message
+                if left is not None:
+                    left -= received
+                if end is None:
+                    if left is None and pending == 0:
+                        return
+                elif end.status not in (404, 408):
+                    self._check_consumer(stream, consumer, deadline)
+                    raise JetStreamAPIError(end.status or 0, 0, end.description, context=operation)
+                elif (
+                    end.status == 404
+                    or (received and monotonic() - started < _PULL_TIME)
+                    or (was_empty and not received)
+                    or self._check_consumer(stream, consumer, deadline)["num_pending"] == 0
+                ):
+                    return
+                was_empty = not received
+
+    def _check_consumer(self, stream: str, consumer: str, deadline: Deadline) -> Json:
+        """Return the state of a consumer; raises if it or its stream is gone."""
+        return self.api(f"CONSUMER.INFO.{stream}.{consumer}", None, deadline)
+
+
+def _at_most(seconds: float, deadline: Deadline) -> Deadline:
+    remaining = deadline.remaining
+    return deadline if remaining is not None and remaining <= seconds else Deadline(seconds)
+
+
+# --- answers
+
+
+def _checked(data: bytes, context: str) -> Json:
+    answer: Json = json.loads(data)
+    error = answer.get("error")
+    if error is None:
+        return answer
+    code, err_code = int(error.get("code", 0)), int(error.get("err_code", 0))
+    description = str(error.get("description", "no reason given"))
+    if err_code in _NOT_ENABLED:
+        raise JetStreamUnavailableError(f"{context}: {description}")
+    raise JetStreamAPIError(code, err_code, description, context=context)
+
+
+def _read_direct(message: Message) -> StoredMessage | None:
+    if message.status == 404:
+        return None
+    if message.status is not None:
+        raise JetStreamAPIError(message.status, 0, message.description, context="direct get")
+    headers = message.headers
+    sequence, time = int(headers["Nats-Sequence"]), parse_time(headers["Nats-Time-Stamp"])
+    return StoredMessage(headers["Nats-Subject"], message.data, headers, sequence, time)
+
+
+def _read_delivered(message: Message) -> StoredMessage:
+    """Read a consumer's message; its place is in its reply subject (`$JS.ACK.…`, NATS ADR-15)."""
+    tokens = message.reply.split(".")
+    if len(tokens) > 9:  # with domain and account in front
+        del tokens[2:4]
+    sequence, nanoseconds, pending = int(tokens[5]), int(tokens[7]), int(tokens[8])
+    time = datetime.fromtimestamp(nanoseconds / 1e9, UTC)
+    return StoredMessage(message.subject, message.data, message.headers, sequence, time, pending)
+
+
+def parse_time(text: str) -> datetime:
+    """Parse the server's RFC 3339 times, whose fractions have up to nine digits."""
+    head, _, tail = text.partition(".")
+    if not tail:
+        return datetime.fromisoformat(text)
+    digits = tail[: len(tail) - len(tail.lstrip("0123456789"))]
+    return datetime.fromisoformat(f"{head}.{digits[:6]:0<6}{tail[len(digits) :]}")
