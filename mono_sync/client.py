@@ -1,0 +1,87 @@
+"""A connection with its buckets, and the ways to get one: what scripts and notebooks use without an application."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Unpack
+
+from mono_sync._durations import DEFAULT, Timeout
+from mono_sync.adapter import ConnectionConfig, ConnectionOptions
+from mono_sync.connection import CoreConnection
+from mono_sync.errors import ConfigurationError
+from mono_sync.server import EmbeddedServer, EmbeddedServerConfig
+from mono_sync.storage import FSBucketConfig, KVBucket, KVBucketConfig, ObjectBucket
+
+SERVERS_VARIABLE = "MONO_SYNC_SERVERS"
+
+
+class Connection(CoreConnection):
+    """A connection to NATS with key-value and object buckets. Thread-safe; a context manager. Made by `connect`."""
+
+    def kv(self, bucket: str | KVBucketConfig, *, timeout: Timeout = DEFAULT) -> KVBucket:
+        """Open a key-value bucket: an existing one by its name, or by a configuration, which creates or updates it.
+
+        Raises:
+            BucketNotFoundError: there is none of that name.
+            BucketConfigError: the server refuses the configuration.
+            UnsupportedByServerError: the server is too old for an option.
+        """
+        return KVBucket.open(self, bucket, timeout=timeout)
+
+    def objects(self, bucket: str | FSBucketConfig, *, timeout: Timeout = DEFAULT) -> ObjectBucket:
+        """Open an object bucket: an existing one by its name, or by a configuration, which creates or updates it.
+
+        Raises:
+            BucketNotFoundError: there is none of that name.
+            BucketConfigError: the server refuses the configuration.
+            UnsupportedByServerError: the server is too old for an option.
+        """
+        return ObjectBucket.open(self, bucket, timeout=timeout)
+
+
+def connect(
+    servers: str | Sequence[str] | None = None,
+    *,
+    server: EmbeddedServerConfig | None = None,
+    **options: Unpack[ConnectionOptions],
+) -> Connection:
+    """Connect and return the open connection; close it, or use it as a context manager.
+
+    Args:
+        servers: one or more addresses. None: those in the environment variable ``MONO_SYNC_SERVERS``, and where that is
+            not set an embedded server, started for this connection and stopped with it.
+        server: options of the embedded server.
+        **options: options of the connection, see `ConnectionConfig`.
+
+    Raises:
+        ConfigurationError: an option cannot be right.
+        ConnectFailedError: no server accepted us.
+        ServerError: the embedded server could not be started.
+    """
+    try:
+        config = ConnectionConfig(**options)
+    except TypeError as error:
+        raise ConfigurationError(f"not an option of a connection: {error}") from None
+    connection = make_connection(servers, server, config)
+    connection.open()
+    return connection
+
+
+def make_connection(
+    servers: str | Sequence[str] | None, server: EmbeddedServerConfig | None, config: ConnectionConfig | None
+) -> Connection:
+    """Return a connection that is not open yet. Arguments as for `connect`; nothing is started."""
+    config = config or ConnectionConfig()
+    if servers is not None:
+        if config.servers:
+            raise ConfigurationError("servers are given twice: as servers and in the options of the connection")
+        config = replace(config, servers=servers)
+    if server is not None and config.servers:
+        raise ConfigurationError("give servers to connect to, or options of an embedded server, not both")
+    if server is None and not config.servers and os.environ.get(SERVERS_VARIABLE):
+        config = replace(config, servers=os.environ[SERVERS_VARIABLE])
+    if config.servers:
+        return Connection(config)
+    return Connection(config, server=EmbeddedServer(server or EmbeddedServerConfig()))

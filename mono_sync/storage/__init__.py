@@ -1,0 +1,21 @@
+"""Buckets: key-value and objects, their configurations, values and ports."""
+
+from mono_sync.storage._config import BucketConfig, FSBucketConfig, KVBucketConfig
+from mono_sync.storage._kv import KVBucket
+from mono_sync.storage._objects import ObjectBucket
+from mono_sync.storage._ports import FileStoragePort, KVStoragePort
+from mono_sync.storage._values import BucketStatus, Entry, ObjectInfo, Operation
+
+__all__ = [
+    "BucketConfig",
+    "BucketStatus",
+    "Entry",
+    "FSBucketConfig",
+    "FileStoragePort",
+    "KVBucket",
+    "KVBucketConfig",
+    "KVStoragePort",
+    "ObjectBucket",
+    "ObjectInfo",
+    "Operation",
+]

@@ -1,0 +1,93 @@
+"""What both kinds of buckets share: opening, status, and errors that name the bucket."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import ClassVar, Generic, Self, TypeVar
+
+from mono_sync._durations import DEFAULT, Deadline, Timeout
+from mono_sync.connection import CoreConnection, JetStream, Json
+from mono_sync.errors import ConfigurationError, InvalidKeyError, JetStreamUnavailableError, NoRespondersError
+from mono_sync.storage._config import BucketConfig, ensure_stream, open_stream
+from mono_sync.storage._errors import bucket_errors
+from mono_sync.storage._names import check_bucket_name
+from mono_sync.storage._values import BucketStatus
+
+ConfigT = TypeVar("ConfigT", bound=BucketConfig)
+
+_LONGEST_SUBJECT = (
+    3840  # what is left of a protocol line of 4096 bytes beside reply subject, sizes and the API's prefix
+)
+_PROBE_TIMEOUT = 1.0
+
+
+class Bucket(Generic[ConfigT]):
+    """A bucket that is open. Use `KVBucket` or `ObjectBucket`."""
+
+    _config_type: ClassVar[type[BucketConfig]]
+
+    def __init__(self, connection: CoreConnection, name: str, stream_config: Json) -> None:
+        self._connection = connection
+        self._jetstream = JetStream(connection)
+        self._name = name
+        self._stream = f"{self._config_type.prefix}{name}"
+        self._direct = bool(stream_config.get("allow_direct"))
+
+    @classmethod
+    def open(cls, connection: CoreConnection, bucket: str | ConfigT, *, timeout: Timeout = DEFAULT) -> Self:
+        """Open a bucket: an existing one by its name, or by a configuration, which creates or updates it.
+
+        Raises:
+            BucketNotFoundError: there is none of that name.
+            BucketConfigError: the server refuses the configuration.
+            UnsupportedByServerError: the server is too old for an option.
+            ConfigurationError: not a legal name, or the configuration of another kind of bucket.
+        """
+        deadline = Deadline.of(timeout, connection.config.call_timeout)
+        jetstream = JetStream(connection)
+        if isinstance(bucket, str):
+            name = check_bucket_name(bucket)
+            return cls(connection, name, open_stream(jetstream, name, cls._config_type.prefix, deadline))
+        if not isinstance(bucket, cls._config_type):
+            kind = cls._config_type.__name__
+            raise ConfigurationError(f"a bucket is opened by its name or a {kind}, not {type(bucket).__name__}")
+        return cls(connection, bucket.name, ensure_stream(jetstream, bucket, connection.server_info, deadline))
+
+    @property
+    def name(self) -> str:
+        """Name of the bucket."""
+        return self._name
+
+    def status(self, *, timeout: Timeout = DEFAULT) -> BucketStatus:
+        """Return size and limits of the bucket."""
+        with self._errors():
+            info = self._jetstream.stream_info(self._stream, self._deadline(timeout))
+        return BucketStatus.from_stream(self._name, info)
+
+    def _deadline(self, timeout: Timeout) -> Deadline:
+        return Deadline.of(timeout, self._connection.config.call_timeout)
+
+    @contextmanager
+    def _errors(self, key: str = "", size: int = 0) -> Iterator[None]:
+        """Turn what connection and server refuse into errors that name bucket and key."""
+        with bucket_errors(self._name, key, size):
+            try:
+                yield
+            except NoRespondersError as error:  # no stream takes the subject: the API tells why
+                self._jetstream.stream_info(self._stream, Deadline(_PROBE_TIMEOUT))
+                raise JetStreamUnavailableError(f"bucket {self._name!r} has no leader at the moment") from error
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._name!r} of {self._connection!r}>"
+
+
+def check_subject_length(subject: str, key: str, kind: str = "key") -> str:
+    """Return the subject if all commands on it fit a line of the protocol: who could write it can read and delete it.
+
+    Raises:
+        InvalidKeyError: it is too long.
+    """
+    if len(subject) > _LONGEST_SUBJECT:
+        raise InvalidKeyError(key, f"it is too long by {len(subject) - _LONGEST_SUBJECT} bytes", kind=kind)
+    return subject

@@ -1,0 +1,119 @@
+"""The chunks of an object bucket: written ahead of their acknowledgements, read back, removed."""
+
+from __future__ import annotations
+
+import logging
+import re
+
+from mono_sync._durations import Deadline
+from mono_sync.connection import CoreConnection, Inbox, JetStream
+from mono_sync.errors import ConnectionLostError, DigestMismatchError, MonoError
+from mono_sync.storage._meta import sha256
+from mono_sync.storage._values import ObjectInfo
+
+_log = logging.getLogger("mono_sync.storage")
+
+_NUID = re.compile(r"[-_a-zA-Z0-9]+")
+_CHUNK = 128 * 1024
+_IN_FLIGHT = 16
+_CLEAN_UP_TIMEOUT = 5.0
+_LEAST_CLEAN_UP_TIMEOUT = 0.25
+
+
+class Chunks:
+    """The chunks of all objects of a bucket. Thread-safe, stateless."""
+
+    def __init__(self, connection: CoreConnection, jetstream: JetStream, bucket: str, stream: str) -> None:
+        self._connection = connection
+        self._jetstream = jetstream
+        self._bucket = bucket
+        self._stream = stream
+
+    @property
+    def size(self) -> int:
+        """Bytes of one chunk: what the server takes, if that is less than usual."""
+        return min(_CHUNK, self._connection.server_info.max_payload)
+
+    def read(self, info: ObjectInfo, deadline: Deadline, *, direct: bool) -> bytes:
+        """Return the content of one version of an object.
+
+        Raises:
+            DigestMismatchError: chunks are missing or damaged.
+        """
+        content: bytes | bytearray = b""
+        subject = self._subject(info.nuid)
+        if info.chunks == 1:
+            only = self._jetstream.last(self._stream, subject, direct=direct, deadline=deadline)
+            content = b"" if only is None else only.data
+        elif info.chunks:
+            content = bytearray()
+            for message in self._jetstream.pull(
+                self._stream, subject, deadline, policy="all", batch=_IN_FLIGHT, count=info.chunks
+            ):
+                content += message.data
+        if len(content) != info.size:
+            raise DigestMismatchError(self._bucket, info.name, f"{len(content)} of {info.size} bytes are left")
+        if sha256(content) != info.digest:
+            raise DigestMismatchError(self._bucket, info.name, "the digest is wrong")
+        return bytes(content)
+
+    def write(self, nuid: str, view: memoryview, size: int, deadline: Deadline) -> None:
+        """Publish all chunks, a bounded number ahead of their acknowledgements; on failure remove them again."""
+        if not view:
+            return
+        try:
+            with self._connection.inbox(deadline) as inbox:
+                self._write(inbox, nuid, view, size, deadline)
+        except BaseException:
+            self.discard(nuid, deadline)
+            raise
+
+    def _write(self, inbox: Inbox, nuid: str, view: memoryview, size: int, deadline: Deadline) -> None:
+        subject, operation = self._subject(nuid), f"storing chunks of {len(view)} bytes"
+        in_flight = 0
+        try:
+            for start in range(0, len(view), size):
+                if in_flight == _IN_FLIGHT:
+                    in_flight -= 1
+                    self._jetstream.read_ack(inbox.next(operation), operation)
+                chunk = view[start : start + size]
+                self._connection.publish(subject, chunk, reply=inbox.subject("a"), timeout=deadline)
+                in_flight += 1
+            while in_flight:
+                in_flight -= 1
+                self._jetstream.read_ack(inbox.next(operation), operation)
+        except BaseException:
+            self._settle(inbox, in_flight, operation)
+            raise
+
+    def _settle(self, inbox: Inbox, in_flight: int, operation: str) -> None:
+        """Wait for what is under way, for a removal sent behind a chunk may reach the stream before it."""
+        grace = Deadline(_LEAST_CLEAN_UP_TIMEOUT)
+        try:
+            while in_flight and inbox.next_within(grace.remaining or 0.0, operation) is not None:
+                in_flight -= 1
+        except MonoError as error:
+            _log.debug("bucket %s: %d chunks are under way after an error: %s", self._bucket, in_flight, error)
+
+    def discard(self, nuid: str, deadline: Deadline) -> None:
+        """Remove the chunks of a version that nothing refers to; what cannot be removed in time is left behind.
+
+        It takes what is left of the deadline, and when that is over a moment: the request is sent all the same.
+        """
+        if not _NUID.fullmatch(nuid):  # none, or no name of chunks, which other clients may have stored
+            return
+        remaining = deadline.remaining
+        left = _CLEAN_UP_TIMEOUT if remaining is None else min(_CLEAN_UP_TIMEOUT, remaining)
+        clean_up = Deadline(max(left, _LEAST_CLEAN_UP_TIMEOUT))
+        while True:
+            try:
+                self._jetstream.purge(self._stream, self._subject(nuid), clean_up)
+                return
+            except ConnectionLostError:
+                continue  # purging twice does no harm
+            except MonoError as error:
+                _log.warning("bucket %s: chunks %s may be left behind: %s", self._bucket, nuid, error)
+                return
+
+    def _subject(self, nuid: str) -> str:
+        return f"$O.{self._bucket}.C.{nuid}"

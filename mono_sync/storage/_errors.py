@@ -1,0 +1,70 @@
+"""How the server's refusals look to somebody who uses a bucket."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from mono_sync.errors import (
+    BucketConfigError,
+    BucketFullError,
+    BucketNotFoundError,
+    InvalidKeyError,
+    InvalidSubjectError,
+    JetStreamAPIError,
+    MessageTooLargeError,
+    ValueTooLargeError,
+)
+from mono_sync.storage._config import STREAM_NOT_FOUND
+
+EXPECTED_REVISION = "Nats-Expected-Last-Subject-Sequence"
+"""Header of a write that is to be refused unless its subject is at this revision; 0: unless there is none."""
+
+_WRONG_LAST_SEQUENCE = frozenset({10071, 10164})
+_TOO_LARGE = 10054
+_FULL = frozenset({10047, 10077})  # storage of the server, limit of the stream
+_TTL_DISABLED = 10166
+_ACTUAL = re.compile(r"wrong last sequence: (\d+)")
+
+
+def is_conflict(error: JetStreamAPIError) -> bool:
+    """Return whether the server refused because of the expected revision."""
+    return error.err_code in _WRONG_LAST_SEQUENCE
+
+
+def actual_revision(error: JetStreamAPIError) -> int | None:
+    """Return the revision that the server named instead of the expected one."""
+    match = _ACTUAL.search(error.description)
+    return int(match[1]) if match else None
+
+
+@contextmanager
+def bucket_errors(bucket: str, key: str = "", size: int = 0) -> Iterator[None]:
+    """Turn what connection and server refuse into errors that name bucket and key.
+
+    Raises:
+        BucketNotFoundError: its stream is gone.
+        BucketFullError: a limit is reached.
+        ValueTooLargeError: more than bucket or server take.
+        InvalidKeyError: the key does not fit one line of the protocol, which a long ``inbox_prefix`` shortens.
+        BucketConfigError: the bucket does not allow a TTL per key.
+    """
+    try:
+        yield
+    except InvalidSubjectError as error:
+        raise InvalidKeyError(key, "it is too long for one line of the protocol") from error
+    except MessageTooLargeError as error:
+        reason = f"the server takes messages of up to {error.limit} bytes"
+        raise ValueTooLargeError(bucket, key, size, reason) from error
+    except JetStreamAPIError as error:
+        if error.err_code == STREAM_NOT_FOUND:
+            raise BucketNotFoundError(bucket) from error
+        if error.err_code == _TOO_LARGE:
+            raise ValueTooLargeError(bucket, key, size, error.description) from error
+        if error.err_code in _FULL:
+            raise BucketFullError(bucket, error.description) from error
+        if error.err_code == _TTL_DISABLED:
+            reason = "it allows no TTL per key; open it with a KVBucketConfig, which switches that on"
+            raise BucketConfigError(bucket, reason) from error
+        raise

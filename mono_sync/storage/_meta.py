@@ -1,0 +1,111 @@
+"""The description of an object, as all NATS clients store it (NATS ADR-20)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import secrets
+from base64 import urlsafe_b64encode
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import TypeAlias
+
+from mono_sync.adapter import Payload
+from mono_sync.connection import Json, StoredMessage, parse_time
+from mono_sync.errors import StorageError
+from mono_sync.storage._values import ObjectInfo
+
+Headers: TypeAlias = Mapping[str, str | Sequence[str]]
+
+_NO_TIME = "0001-01-01"  # what Go clients store: there the time of the message counts
+
+
+def sha256(data: Payload) -> str:
+    """Return the digest in the form in which it is stored."""
+    return f"SHA-256={urlsafe_b64encode(hashlib.sha256(data).digest()).decode()}"
+
+
+def new_meta(
+    bucket: str, name: str, view: memoryview, *, chunk: int, description: str, headers: Headers | None
+) -> Json:
+    """Describe a new version of an object.
+
+    Raises:
+        TypeError: description or headers are no str.
+    """
+    if not isinstance(description, str):
+        raise TypeError(f"description must be a str, not {type(description).__name__}")
+    values = {field: [value] if isinstance(value, str) else [*value] for field, value in (headers or {}).items()}
+    if not all(isinstance(text, str) for field, texts in values.items() for text in (field, *texts)):
+        raise TypeError("headers map a str to one str or several")
+    return _stamped(
+        name=name,
+        bucket=bucket,
+        description=description,
+        headers=values,
+        options={"max_chunk_size": chunk},
+        size=len(view),
+        chunks=-(-len(view) // chunk),
+        digest=sha256(view),
+    )
+
+
+def deletion(bucket: str, name: str) -> Json:
+    """Describe a deleted object."""
+    return _stamped(name=name, bucket=bucket, size=0, chunks=0, digest="", deleted=True)
+
+
+def _stamped(**meta: object) -> Json:
+    now = datetime.now(UTC).isoformat().replace("+00:00", "Z")
+    return {**meta, "nuid": secrets.token_hex(11), "mtime": now}
+
+
+def read_meta(bucket: str, message: StoredMessage) -> Json | None:
+    """Return what any client stored to describe an object; None where the object is deleted or expired.
+
+    Raises:
+        StorageError: it is no description.
+    """
+    if not message.data:  # left by the server where a message expired
+        return None
+    try:
+        meta: Json = json.loads(message.data)
+        return None if meta.get("deleted") else meta
+    except (ValueError, AttributeError) as error:
+        raise StorageError(f"bucket {bucket!r}: {message.subject} does not describe an object: {error}") from error
+
+
+def read_info(bucket: str, message: StoredMessage) -> ObjectInfo | None:
+    """Return what is known of an object; None where it is deleted or expired.
+
+    Raises:
+        StorageError: the message is no description of an object.
+    """
+    meta = read_meta(bucket, message)
+    if meta is None:
+        return None
+    if meta.get("mtime", _NO_TIME).startswith(_NO_TIME):
+        meta["mtime"] = message.time.isoformat()
+    try:
+        return to_info(bucket, meta, message.sequence)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise StorageError(f"bucket {bucket!r}: {message.subject} does not describe an object: {error!r}") from error
+
+
+def to_info(bucket: str, meta: Json, revision: int) -> ObjectInfo:
+    """Return a description as our own type."""
+    headers = {name: tuple(values) for name, values in (meta.get("headers") or {}).items()}
+    link = (meta.get("options") or {}).get("link")
+    return ObjectInfo(
+        bucket=bucket,
+        name=meta["name"],
+        size=meta.get("size", 0),
+        digest=meta.get("digest", ""),
+        modified=parse_time(meta["mtime"]),
+        chunks=meta.get("chunks", 0),
+        nuid=meta.get("nuid", ""),
+        description=meta.get("description", ""),
+        headers=headers,
+        revision=revision,
+        link=None if link is None else "/".join(filter(None, (link.get("bucket"), link.get("name")))),
+    )

@@ -1,0 +1,229 @@
+"""The object bucket."""
+
+from __future__ import annotations
+
+import json
+from typing import ClassVar, TypeVar, overload
+
+from mono_sync._durations import DEFAULT, Deadline, Timeout
+from mono_sync.adapter import Payload, check_payload
+from mono_sync.connection import CoreConnection, Json, StoredMessage
+from mono_sync.errors import (
+    ConnectionLostError,
+    DigestMismatchError,
+    JetStreamAPIError,
+    MessageError,
+    NoRespondersError,
+    ObjectChangedError,
+    ObjectNotFoundError,
+    StorageError,
+)
+from mono_sync.storage._bucket import Bucket, check_subject_length
+from mono_sync.storage._chunks import Chunks
+from mono_sync.storage._config import BucketConfig, FSBucketConfig
+from mono_sync.storage._errors import EXPECTED_REVISION, is_conflict
+from mono_sync.storage._meta import Headers, deletion, new_meta, read_info, read_meta, to_info
+from mono_sync.storage._names import check_object_name, encode_object_name
+from mono_sync.storage._values import ObjectInfo
+
+T = TypeVar("T")
+
+_READ_ATTEMPTS = 10
+
+
+class ObjectBucket(Bucket[FSBucketConfig]):
+    """An object bucket (NATS ADR-20). Thread-safe; other NATS clients read what it writes and the reverse.
+
+    Names are any text that is not empty. An object is replaced as a whole: readers see the old one or the new one.
+    Every call takes ``timeout``, a total deadline in seconds for all chunks together; omitted, it is the connection's.
+    Calls may raise, besides what they list, `OperationTimeoutError`, `ConnectionLostError` and `ConnectionClosedError`
+    (a write may have happened in the first two cases), `BucketNotFoundError` when the bucket was deleted meanwhile,
+    `InvalidKeyError` and `TypeError` on bad arguments, and `JetStreamUnavailableError`.
+
+    Get one from a plugin, or from ``connection.objects(name)``.
+    """
+
+    _config_type: ClassVar[type[BucketConfig]] = FSBucketConfig
+
+    def __init__(self, connection: CoreConnection, name: str, stream_config: Json) -> None:
+        super().__init__(connection, name, stream_config)
+        self._chunks = Chunks(connection, self._jetstream, name, self._stream)
+        self._expires = bool(stream_config.get("max_age"))
+
+    # --- reading
+
+    @overload
+    def get(self, key: str, default: None = None, *, timeout: Timeout = DEFAULT) -> bytes | None: ...
+    @overload
+    def get(self, key: str, default: T, *, timeout: Timeout = DEFAULT) -> bytes | T: ...
+
+    def get(self, key: str, default: object = None, *, timeout: Timeout = DEFAULT) -> object:
+        """Return the bytes of an object, or ``default`` when it is missing.
+
+        They are those of one version, and their digest has been verified.
+
+        Raises:
+            DigestMismatchError: chunks are missing or damaged.
+            ObjectChangedError: it was replaced again and again while being read.
+        """
+        deadline, direct = self._deadline(timeout), self._direct
+        info = self._find(key, deadline)
+        for _ in range(_READ_ATTEMPTS):
+            if info is None:
+                return default
+            if info.link is not None:
+                raise StorageError(f"object {key!r} of bucket {self._name!r} is a link to {info.link}: read that")
+            try:
+                with self._errors(key):
+                    return self._chunks.read(info, deadline, direct=direct)
+            except DigestMismatchError:
+                newer = self._find(key, deadline, direct=False)
+                if not direct and newer is not None and newer.nuid == info.nuid:
+                    if self._is_expiring(newer, deadline):
+                        return default
+                    raise
+                info, direct = newer, False  # the leader knows; other replicas may be behind
+        raise ObjectChangedError(self._name, key)
+
+    def stat(self, key: str, *, timeout: Timeout = DEFAULT) -> ObjectInfo:
+        """Return size, digest and description of an object.
+
+        Raises:
+            ObjectNotFoundError: it is missing.
+        """
+        info = self._find(key, self._deadline(timeout))
+        if info is None:
+            raise ObjectNotFoundError(self._name, key)
+        return info
+
+    def exists(self, key: str, *, timeout: Timeout = DEFAULT) -> bool:
+        """Return whether there is such an object."""
+        return self._find(key, self._deadline(timeout)) is not None
+
+    def list(self, prefix: str | None = None, *, timeout: Timeout = DEFAULT) -> list[ObjectInfo]:
+        """Return the objects whose names begin with ``prefix``, or all, sorted by name."""
+        if prefix is not None and not isinstance(prefix, str):
+            raise TypeError(f"a prefix must be a str, not {type(prefix).__name__}")
+        with self._errors():
+            messages = self._jetstream.last_of_each(
+                self._stream, f"$O.{self._name}.M.>", self._deadline(timeout), direct=self._direct
+            )
+        infos = (read_info(self._name, message) for message in messages)
+        found = [info for info in infos if info is not None and info.name.startswith(prefix or "")]
+        return sorted(found, key=lambda info: info.name)
+
+    # --- writing
+
+    def set(self, key: str, data: Payload, *, timeout: Timeout = DEFAULT) -> None:
+        """Store an object, replacing what was there. Errors as for `put`."""
+        self.put(key, data, timeout=timeout)
+
+    def put(
+        self,
+        key: str,
+        data: Payload,
+        *,
+        description: str = "",
+        headers: Headers | None = None,
+        timeout: Timeout = DEFAULT,
+    ) -> ObjectInfo:
+        """Store an object, replacing what was there, and return what the bucket knows of it.
+
+        The new version becomes visible as a whole at the end, and the old one is removed after that. When anything goes
+        wrong before, the old one stays, and what was written of the new one is removed again; where the server does not
+        answer in time, chunks that nothing refers to may be left behind.
+
+        Args:
+            key: its name.
+            data: its bytes.
+            description: for people.
+            headers: by name, one value or several.
+            timeout: total deadline.
+
+        Raises:
+            BucketFullError: the bucket's limit is reached; old and new version need room together.
+        """
+        deadline = self._deadline(timeout)
+        self._meta_subject(key)
+        view = memoryview(check_payload(data))
+        size = self._chunks.size
+        meta = new_meta(self._name, key, view, chunk=size, description=description, headers=headers)
+        with self._errors(key, len(view)):
+            self._chunks.write(meta["nuid"], view, size, deadline)
+            revision = self._commit(meta, deadline)
+        return to_info(self._name, meta, revision)
+
+    def delete(self, key: str, *, timeout: Timeout = DEFAULT) -> None:
+        """Delete an object; deleting a missing one is no error."""
+        deadline = self._deadline(timeout)
+        if self._find(key, deadline, direct=False) is not None:
+            with self._errors(key):
+                self._commit(deletion(self._name, key), deadline)
+
+    def _commit(self, meta: Json, deadline: Deadline) -> int:
+        """Publish a description on top of exactly the version that it replaces, and remove that one's chunks.
+
+        Several writers at once replace each other one after the other, so each version's chunks are removed by the one
+        who replaced it. The new chunks are removed when it is certain that nothing refers to them.
+        """
+        key, subject, payload = meta["name"], self._meta_subject(meta["name"]), json.dumps(meta).encode()
+        expected = 0
+        replaced: Json | None = None
+        lost: ConnectionLostError | None = None
+        maybe_stored = False
+        try:
+            while True:
+                newest = self._last_meta(key, deadline, direct=False)
+                if lost is not None:  # the answer to the last attempt was
+                    if newest is not None and newest.data == payload:
+                        return self._committed(newest.sequence, replaced, deadline)
+                    if expected != _revision(newest):  # others wrote: ours may have been there in between
+                        raise lost
+                expected = _revision(newest)
+                replaced = None if newest is None else read_meta(self._name, newest)
+                headers = {"Nats-Rollup": "sub", EXPECTED_REVISION: str(expected)}
+                maybe_stored = True
+                try:
+                    ack = self._jetstream.publish(subject, payload, headers, deadline, context=f"object {key!r}")
+                    return self._committed(ack.sequence, replaced, deadline)
+                except ConnectionLostError as error:
+                    lost = error
+                except (JetStreamAPIError, MessageError, NoRespondersError) as error:
+                    maybe_stored = lost is not None
+                    if not isinstance(error, JetStreamAPIError) or not is_conflict(error):
+                        raise
+        except BaseException:
+            if not maybe_stored:
+                self._chunks.discard(meta["nuid"], deadline)
+            raise
+
+    def _committed(self, revision: int, replaced: Json | None, deadline: Deadline) -> int:
+        if replaced is not None:
+            self._chunks.discard(replaced.get("nuid", ""), deadline)
+        return revision
+
+    # --- descriptions
+
+    def _meta_subject(self, key: str) -> str:
+        subject = f"$O.{self._name}.M.{encode_object_name(check_object_name(key))}"
+        return check_subject_length(subject, key, "object name")
+
+    def _last_meta(self, key: str, deadline: Deadline, *, direct: bool) -> StoredMessage | None:
+        return self._jetstream.last(self._stream, self._meta_subject(key), direct=direct, deadline=deadline)
+
+    def _find(self, key: str, deadline: Deadline, *, direct: bool | None = None) -> ObjectInfo | None:
+        with self._errors(key):
+            message = self._last_meta(key, deadline, direct=self._direct if direct is None else direct)
+        return None if message is None else read_info(self._name, message)
+
+    def _is_expiring(self, info: ObjectInfo, deadline: Deadline) -> bool:
+        """Return whether chunks are missing because they, older than the description, have expired before it."""
+        if not self._expires:
+            return False
+        with self._errors(info.name):
+            state = self._jetstream.stream_info(self._stream, deadline)["state"]
+        return bool(state["first_seq"] > info.revision - info.chunks)
+
+
+def _revision(message: StoredMessage | None) -> int:
+    return 0 if message is None else message.sequence

@@ -1,0 +1,100 @@
+"""What code that only needs storage may ask for: structural types, fulfilled by the buckets and by any test double."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol, TypeVar, overload, runtime_checkable
+
+from mono_sync._durations import DEFAULT, Duration, Timeout
+from mono_sync.adapter import Payload
+from mono_sync.storage._values import BucketStatus, Entry, ObjectInfo
+
+T = TypeVar("T")
+
+
+@runtime_checkable
+class KVStoragePort(Protocol):
+    """Key-value storage; `KVBucket` has the contract of each call."""
+
+    @property
+    def name(self) -> str:
+        """Name of the bucket."""
+
+    @overload
+    def get(self, key: str, default: None = None, *, timeout: Timeout = DEFAULT) -> bytes | None: ...
+    @overload
+    def get(self, key: str, default: T, *, timeout: Timeout = DEFAULT) -> bytes | T: ...
+
+    def get_entry(self, key: str, *, timeout: Timeout = DEFAULT) -> Entry:
+        """Return the newest revision of a key."""
+
+    def set(self, key: str, value: Payload, *, ttl: Duration | None = None, timeout: Timeout = DEFAULT) -> None:
+        """Write a value."""
+
+    def put_with_revision(
+        self, key: str, value: Payload, *, ttl: Duration | None = None, timeout: Timeout = DEFAULT
+    ) -> int:
+        """Write a value and return its revision."""
+
+    def create(self, key: str, value: Payload, *, ttl: Duration | None = None, timeout: Timeout = DEFAULT) -> int:
+        """Write a value if the key is missing."""
+
+    def update(
+        self, key: str, value: Payload, revision: int, *, ttl: Duration | None = None, timeout: Timeout = DEFAULT
+    ) -> int:
+        """Write a value if the key is still at a revision."""
+
+    def delete(self, key: str, *, revision: int | None = None, timeout: Timeout = DEFAULT) -> None:
+        """Delete a key."""
+
+    def purge(self, key: str, *, revision: int | None = None, timeout: Timeout = DEFAULT) -> None:
+        """Delete a key with its history."""
+
+    def keys(self, pattern: str = ">", *, timeout: Timeout = DEFAULT) -> list[str]:
+        """Return the live keys that match a pattern."""
+
+    def status(self, *, timeout: Timeout = DEFAULT) -> BucketStatus:
+        """Return size and limits."""
+
+
+@runtime_checkable
+class FileStoragePort(Protocol):
+    """Object storage; `ObjectBucket` has the contract of each call."""
+
+    @property
+    def name(self) -> str:
+        """Name of the bucket."""
+
+    @overload
+    def get(self, key: str, default: None = None, *, timeout: Timeout = DEFAULT) -> bytes | None: ...
+    @overload
+    def get(self, key: str, default: T, *, timeout: Timeout = DEFAULT) -> bytes | T: ...
+
+    def set(self, key: str, data: Payload, *, timeout: Timeout = DEFAULT) -> None:
+        """Store an object."""
+
+    def put(
+        self,
+        key: str,
+        data: Payload,
+        *,
+        description: str = "",
+        headers: Mapping[str, str | Sequence[str]] | None = None,
+        timeout: Timeout = DEFAULT,
+    ) -> ObjectInfo:
+        """Store an object and return what the bucket knows of it."""
+
+    def delete(self, key: str, *, timeout: Timeout = DEFAULT) -> None:
+        """Delete an object."""
+
+    def stat(self, key: str, *, timeout: Timeout = DEFAULT) -> ObjectInfo:
+        """Return size, digest and description."""
+
+    def exists(self, key: str, *, timeout: Timeout = DEFAULT) -> bool:
+        """Return whether there is such an object."""
+
+    def list(self, prefix: str | None = None, *, timeout: Timeout = DEFAULT) -> list[ObjectInfo]:
+        """Return the objects whose names begin with a prefix."""
+
+    def status(self, *, timeout: Timeout = DEFAULT) -> BucketStatus:
+        """Return size and limits."""

@@ -1,0 +1,130 @@
+"""What buckets return."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import Enum
+
+from mono_sync.connection import Json
+from mono_sync.storage._config import Storage
+
+
+class Operation(Enum):
+    """What a revision did to its key."""
+
+    PUT = "PUT"
+    """A value was written."""
+    DELETE = "DEL"
+    """The key was deleted; older revisions stay within the bucket's history."""
+    PURGE = "PURGE"
+    """The key was removed with its history: by `purge`, or by the server when its time was up."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One revision of a key.
+
+    Attributes:
+        bucket: the bucket.
+        key: the key.
+        value: the value; empty for deletions.
+        revision: number of the revision, counted over the whole bucket.
+        created: when the server stored it.
+        operation: what it did to the key.
+        expired: whether the server removed the key because its time was up.
+    """
+
+    bucket: str
+    key: str
+    value: bytes
+    revision: int
+    created: datetime
+    operation: Operation = Operation.PUT
+    expired: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class BucketStatus:
+    """Size and limits of a bucket.
+
+    Attributes:
+        bucket: its name.
+        messages: messages stored: of a key-value bucket every revision kept and every mark of a deletion, of an object
+            bucket every chunk and every description of an object.
+        bytes: size of all of them.
+        ttl: life of every key or object; None: unlimited.
+        history: revisions kept of each key.
+        max_bytes: limit of ``bytes``; None: unlimited.
+        max_value_size: limit of one message; None: the server's.
+        storage: ``"file"`` or ``"memory"``.
+        replicas: copies in a cluster.
+        compression: whether the server compresses.
+        description: for people.
+    """
+
+    bucket: str
+    messages: int
+    bytes: int
+    ttl: timedelta | None
+    history: int
+    max_bytes: int | None
+    max_value_size: int | None
+    storage: Storage
+    replicas: int
+    compression: bool
+    description: str
+
+    @classmethod
+    def from_stream(cls, bucket: str, info: Json) -> BucketStatus:
+        """Read the server's answer."""
+        config, state = info["config"], info["state"]
+        return cls(
+            bucket=bucket,
+            messages=state["messages"],
+            bytes=state["bytes"],
+            ttl=timedelta(microseconds=config["max_age"] / 1000) if config.get("max_age") else None,
+            history=max(1, config.get("max_msgs_per_subject", 1)),
+            max_bytes=_limit(config.get("max_bytes", -1)),
+            max_value_size=_limit(config.get("max_msg_size", -1)),
+            storage=config["storage"],
+            replicas=config["num_replicas"],
+            compression=config.get("compression", "none") != "none",
+            description=config.get("description", ""),
+        )
+
+
+def _limit(value: int) -> int | None:
+    return value if value > 0 else None
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectInfo:
+    """What a bucket knows of an object.
+
+    Attributes:
+        bucket: the bucket.
+        name: the object's key.
+        size: bytes.
+        digest: ``SHA-256=`` and the hash in base64 for URLs.
+        modified: when it was stored.
+        chunks: number of messages that hold it.
+        nuid: identity of this version's chunks.
+        description: for people.
+        headers: by name, several values each.
+        revision: number of this version in the bucket; a later version has a larger one.
+        link: ``bucket`` or ``bucket/object`` that this one stands for, as other NATS clients can make them; else None.
+    """
+
+    bucket: str
+    name: str
+    size: int
+    digest: str
+    modified: datetime
+    chunks: int
+    nuid: str
+    description: str
+    headers: Mapping[str, Sequence[str]]
+    revision: int
+    link: str | None = None

@@ -1,0 +1,164 @@
+"""The server's own view of a bucket, many threads at once, and connections that break at a chosen moment."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+from mono_sync import Connection, KVBucket, ObjectBucket
+from mono_sync._durations import Deadline
+from mono_sync.connection import JetStream, Json
+from tests.support.network import Proxy
+
+T = TypeVar("T")
+
+
+class RawStream:
+    """A bucket's stream as the server shows it, and changes to it that another client could make."""
+
+    def __init__(self, connection: Connection, stream: str) -> None:
+        self.connection = connection
+        self.stream = stream
+
+    def api(self, call: str, body: Json | None = None) -> Json:
+        return JetStream(self.connection).api(call.format(stream=self.stream), body, Deadline(10))
+
+    def info(self) -> Json:
+        return self.api("STREAM.INFO.{stream}")
+
+    @property
+    def config(self) -> Json:
+        config: Json = self.info()["config"]
+        return config
+
+    @property
+    def state(self) -> Json:
+        state: Json = self.info()["state"]
+        return state
+
+    def update(self, **changes: Any) -> None:
+        self.api("STREAM.UPDATE.{stream}", self.config | changes)
+
+    def create(self, **config: Any) -> None:
+        self.api("STREAM.CREATE.{stream}", {"name": self.stream, **config})
+
+    def delete(self) -> None:
+        self.api("STREAM.DELETE.{stream}")
+
+    def purge(self, subject: str) -> None:
+        self.api("STREAM.PURGE.{stream}", {"filter": subject})
+
+    def delete_message(self, sequence: int) -> None:
+        self.api("STREAM.MSG.DELETE.{stream}", {"seq": sequence})
+
+    def subjects(self, pattern: str) -> dict[str, int]:
+        """Return the number of messages of each subject."""
+        answer = self.api("STREAM.INFO.{stream}", {"subjects_filter": pattern})
+        return dict(answer["state"].get("subjects") or {})
+
+    def consumers(self) -> list[str]:
+        names: list[str] = self.api("CONSUMER.NAMES.{stream}").get("consumers") or []
+        return names
+
+    def put(self, subject: str, data: bytes, headers: dict[str, str] | None = None) -> None:
+        answer = self.connection.request(subject, data, headers=headers)
+        assert "error" not in json.loads(answer.data)
+
+
+def raw_kv(bucket: KVBucket) -> RawStream:
+    connection = bucket._connection
+    assert isinstance(connection, Connection)
+    return RawStream(connection, f"KV_{bucket.name}")
+
+
+def raw_objects(bucket: ObjectBucket) -> RawStream:
+    connection = bucket._connection
+    assert isinstance(connection, Connection)
+    return RawStream(connection, f"OBJ_{bucket.name}")
+
+
+def chunk_subjects(bucket: ObjectBucket) -> dict[str, int]:
+    return raw_objects(bucket).subjects(f"$O.{bucket.name}.C.>")
+
+
+def together(count: int, function: Callable[[int], T]) -> list[T]:
+    """Call a function in so many threads at the same moment; return or raise what they do."""
+    barrier = threading.Barrier(count)
+
+    def run(number: int) -> T:
+        barrier.wait(10)
+        return function(number)
+
+    with ThreadPoolExecutor(count) as pool:
+        return list(pool.map(run, range(count)))
+
+
+class Background:
+    """Calls functions again and again, each in a thread of its own, until the end of the ``with``."""
+
+    def __init__(self, functions: Iterable[Callable[[], object]]) -> None:
+        self._functions = list(functions)
+        self._stop = threading.Event()
+        self._pool = ThreadPoolExecutor(len(self._functions))
+
+    def __enter__(self) -> None:
+        self._results = [self._pool.submit(self._repeat, function) for function in self._functions]
+
+    def __exit__(self, *exception: object) -> None:
+        self._stop.set()
+        self._pool.shutdown()
+        for result in self._results:
+            result.result()
+
+    def _repeat(self, function: Callable[[], object]) -> None:
+        while not self._stop.is_set():
+            function()
+
+
+class CutProxy(Proxy):
+    """Breaks the connection on which a client sends certain bytes for the n-th time.
+
+    Before the server has them, or after it has read them and before any answer comes back.
+    """
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self._pattern = b""
+        self._countdown = 0
+        self._forward_first = False
+        self.cuts = 0
+
+    def cut_at(self, pattern: bytes, *, occurrence: int = 1, after: bool) -> None:
+        self._countdown, self._forward_first = occurrence, after
+        self._pattern = pattern
+
+    def _pump(self, source: socket.socket, target: socket.socket) -> None:
+        from_client = source.getsockname() == self._socket.getsockname()
+        with contextlib.suppress(OSError):
+            while data := source.recv(1 << 16):
+                if from_client and self._is_cut(data):
+                    source.shutdown(socket.SHUT_RDWR)
+                    if self._forward_first:
+                        target.sendall(data)
+                        target.shutdown(socket.SHUT_WR)
+                        while target.recv(1 << 16):  # until the server has read everything and closes
+                            pass
+                    break
+                target.sendall(data)
+        for end in (source, target):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+    def _is_cut(self, data: bytes) -> bool:
+        if self._countdown <= 0:
+            return False
+        self._countdown -= data.count(self._pattern)
+        if self._countdown > 0:
+            return False
+        self.cuts += 1
+        return True

@@ -1,0 +1,270 @@
+"""Limits, buckets that vanish, servers without JetStream, direct get switched off."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+import mono_sync
+from mono_sync import (
+    BucketFullError,
+    BucketNotFoundError,
+    Connection,
+    ConnectionClosedError,
+    ConnectionLostError,
+    JetStreamUnavailableError,
+    KeyNotFoundError,
+    KVBucket,
+    KVBucketConfig,
+    OperationTimeoutError,
+    ValueTooLargeError,
+)
+from tests.fixtures.servers import RunNatsServer, StartServer
+from tests.fixtures.waiting import wait_until
+from tests.storage.conftest import NewKV
+from tests.storage.helpers import CutProxy, raw_kv
+
+# --- limits
+
+
+def _longest_value(kv: KVBucket, write: Callable[[bytes], object]) -> int:
+    """Return the size that the server's limit allows, found without trusting what we know of headers."""
+    low, high = 0, kv._connection.server_info.max_payload + 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        try:
+            write(bytes(middle))
+            low = middle
+        except ValueTooLargeError:
+            high = middle
+    return low
+
+
+def test_value_as_large_as_the_server_takes_is_written_and_one_byte_more_is_refused(any_kv: KVBucket) -> None:
+    limit = any_kv._connection.server_info.max_payload
+    any_kv.set("k", b"x" * limit)
+    assert any_kv.get("k") == b"x" * limit
+    with pytest.raises(ValueTooLargeError, match=f"the server takes messages of up to {limit} bytes") as caught:
+        any_kv.set("k", b"y" * (limit + 1))
+    assert (caught.value.bucket, caught.value.key, caught.value.size) == (any_kv.name, "k", limit + 1)
+    assert any_kv.get("k") == b"x" * limit
+
+
+def test_headers_count_for_the_limit_and_the_connection_survives(any_kv: KVBucket) -> None:
+    limit = any_kv._connection.server_info.max_payload
+
+    def create(value: bytes) -> None:
+        any_kv.create("k", value)
+        any_kv.purge("k")
+
+    longest = _longest_value(any_kv, create)
+    assert limit - 100 < longest < limit
+    any_kv.create("k", b"x" * longest)
+    assert any_kv.get("k") == b"x" * longest
+
+
+def test_value_larger_than_the_bucket_takes_is_refused(any_new_kv: NewKV) -> None:
+    kv = any_new_kv(max_value_size=100)
+    kv.set("k", b"x" * 100)
+    with pytest.raises(ValueTooLargeError) as caught:
+        kv.set("k", b"y" * 101)
+    assert (caught.value.bucket, caught.value.key, caught.value.size) == (kv.name, "k", 101)
+    assert kv.get("k") == b"x" * 100
+
+
+def test_full_bucket_refuses_writes_until_there_is_room(any_new_kv: NewKV) -> None:
+    kv = any_new_kv(max_bytes=10_000)
+    for number in range(9):
+        kv.set(f"k{number}", bytes(1000))
+    with pytest.raises(BucketFullError, match=f"bucket '{kv.name}' is full") as caught:
+        kv.set("k9", bytes(1000))
+    assert caught.value.bucket == kv.name
+    assert isinstance(caught.value, OSError)
+    assert len(kv.keys()) == 9
+    kv.purge("k0")
+    kv.set("other", bytes(500))
+
+
+# --- the bucket is gone
+
+
+def _calls(kv: KVBucket) -> dict[str, Callable[[], object]]:
+    return {
+        "get": lambda: kv.get("k"),
+        "get_entry": lambda: kv.get_entry("k"),
+        "set": lambda: kv.set("k", b"v"),
+        "put_with_revision": lambda: kv.put_with_revision("k", b"v"),
+        "create": lambda: kv.create("k", b"v"),
+        "update": lambda: kv.update("k", b"v", 1),
+        "delete": lambda: kv.delete("k"),
+        "purge": lambda: kv.purge("k"),
+        "conditional purge": lambda: kv.purge("k", revision=1),
+        "keys": kv.keys,
+        "status": kv.status,
+    }
+
+
+@pytest.mark.parametrize("direct", [True, False])
+def test_every_call_says_that_the_bucket_was_deleted(
+    any_kv: KVBucket, any_connection: Connection, impatient: None, direct: bool
+) -> None:
+    raw = raw_kv(any_kv)
+    raw.update(allow_direct=direct)
+    kv = any_connection.kv(any_kv.name)
+    kv.set("k", b"v")
+    raw.delete()
+    for name, call in _calls(kv).items():
+        with pytest.raises(BucketNotFoundError, match=kv.name) as caught:
+            call()
+        assert caught.value.bucket == kv.name, name
+
+
+def test_bucket_that_was_made_anew_works_with_the_old_object(any_kv: KVBucket, any_connection: Connection) -> None:
+    any_kv.set("k", b"v")
+    raw_kv(any_kv).delete()
+    any_connection.kv(KVBucketConfig(any_kv.name, storage="memory"))
+    assert any_kv.get("k") is None
+    assert any_kv.create("k", b"w") == 1
+
+
+def test_server_without_jetstream_is_named_as_the_reason(run_nats_server: RunNatsServer) -> None:
+    with mono_sync.connect(run_nats_server().url) as connection:
+        for call in (
+            lambda: connection.kv("b"),
+            lambda: connection.kv(KVBucketConfig("b")),
+            lambda: connection.objects("b"),
+        ):
+            with pytest.raises(JetStreamUnavailableError, match="JetStream is not enabled"):
+                call()
+
+
+def test_calls_on_a_server_that_has_lost_its_jetstream_do_not_say_that_the_bucket_is_gone(
+    run_nats_server: RunNatsServer,
+) -> None:
+    with_jetstream, without = run_nats_server("jetstream: enabled"), run_nats_server()
+    with mono_sync.connect(with_jetstream.url) as connection, mono_sync.connect(without.url) as other:
+        kv = connection.kv(KVBucketConfig("b"))
+        kv._connection = other  # as after a reconnect to another server
+        kv._jetstream._connection = other
+        for call in _calls(kv).values():
+            with pytest.raises(JetStreamUnavailableError):
+                call()
+
+
+def test_closed_connection_is_named_as_the_reason(start_server: StartServer) -> None:
+    server = start_server()
+    connection = mono_sync.connect(server.url, token=server.token)
+    kv = connection.kv(KVBucketConfig("b"))
+    connection.close()
+    for call in _calls(kv).values():
+        with pytest.raises(ConnectionClosedError):
+            call()
+
+
+def test_timeout_zero_and_negative(any_kv: KVBucket) -> None:
+    for call in (any_kv.keys, any_kv.status, lambda **options: any_kv.get("k", **options)):
+        with pytest.raises(OperationTimeoutError):
+            call(timeout=0)
+        with pytest.raises(ValueError, match="not negative"):
+            call(timeout=-1)
+    any_kv.set("k", b"v", timeout=None)
+    assert any_kv.get("k", timeout=None) == b"v"
+
+
+# --- direct get
+
+
+@pytest.mark.parametrize("how", ["before", "after"])
+def test_answers_are_the_same_with_direct_get_switched_off(
+    any_new_kv: NewKV, any_connection: Connection, impatient: None, how: str
+) -> None:
+    kv = any_new_kv(history=3)
+    if how == "before":
+        raw_kv(kv).update(allow_direct=False)
+        kv = any_connection.kv(kv.name)
+    kv.set("k", b"\0\xff v")
+    kv.set("empty", b"")
+    for key in ("deleted", "purged"):
+        kv.set(key, b"v")
+    kv.delete("deleted")
+    kv.purge("purged")
+    before = kv.get_entry("k")
+    if how == "after":
+        raw_kv(kv).update(allow_direct=False)
+    assert kv.get_entry("k") == before
+    started = time.monotonic()
+    for _ in range(20):
+        assert (kv.get("k"), kv.get("empty", b"d")) == (b"\0\xff v", b"")
+    assert time.monotonic() - started < 1.5  # old servers do not answer: that is found out only once
+    for key in ("missing", "deleted", "purged"):
+        assert kv.get(key, b"d") == b"d"
+        with pytest.raises(KeyNotFoundError):
+            kv.get_entry(key)
+        kv.create(key, b"again")
+        assert kv.get(key) == b"again"
+    assert sorted(kv.keys()) == ["deleted", "empty", "k", "missing", "purged"]
+
+
+# --- what other clients may have written
+
+
+@pytest.mark.parametrize(
+    ("headers", "live"),
+    [
+        ({"KV-Operation": "DEL"}, False),
+        ({"KV-Operation": "PURGE", "Nats-Rollup": "sub"}, False),
+        ({"KV-Operation": "PUT"}, True),
+        ({"KV-Operation": "unknown"}, True),
+        ({"Some-Header": "x"}, True),
+        ({"Nats-Marker-Reason": "MaxAge"}, False),
+        ({"Nats-Marker-Reason": "Remove"}, False),
+        ({"Nats-Marker-Reason": "unknown"}, False),
+    ],
+)
+def test_headers_of_other_clients_are_understood(any_kv: KVBucket, headers: dict[str, str], live: bool) -> None:
+    any_kv.set("k", b"old")
+    raw_kv(any_kv).put(f"$KV.{any_kv.name}.k", b"new", headers)
+    assert any_kv.get("k") == (b"new" if live else None)
+    assert any_kv.keys() == (["k"] if live else [])
+
+
+# --- broken connections
+
+
+@pytest.fixture
+def cut(connection: Connection, kv: KVBucket) -> Any:
+    token = connection.config.token
+    with (
+        CutProxy(connection.server_info.url) as proxy,
+        mono_sync.connect(proxy.url, token=token, reconnect_wait=0.02, reconnect_max_wait=0.1) as cut,
+    ):
+        yield proxy, cut.kv(kv.name)
+
+
+@pytest.mark.parametrize("after", [True, False])
+def test_write_whose_answer_is_lost_is_told_and_the_bucket_stays_usable(cut: Any, kv: KVBucket, after: bool) -> None:
+    proxy, bucket = cut
+    proxy.cut_at(b"marked", after=after)
+    with pytest.raises(ConnectionLostError):
+        bucket.set("k", b"marked")
+    assert proxy.cuts == 1
+    if after:
+        wait_until(lambda: kv.get("k") == b"marked", "the server has stored it")
+    else:
+        assert kv.get("k") is None
+    bucket.set("k", b"again")
+    assert kv.get("k") == b"again"
+
+
+@pytest.mark.parametrize("after", [True, False])
+@pytest.mark.parametrize("pattern", [b"STREAM.INFO", b"CONSUMER.CREATE", b"MSG.NEXT"])
+def test_listing_that_loses_its_connection_is_told(cut: Any, kv: KVBucket, pattern: bytes, after: bool) -> None:
+    proxy, bucket = cut
+    kv.set("k", b"")
+    proxy.cut_at(pattern, after=after)
+    with pytest.raises(ConnectionLostError):
+        bucket.keys()
+    assert bucket.keys() == ["k"]

@@ -1,0 +1,316 @@
+"""Objects under many hands at once, and under connections that break at the worst moment."""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import random
+import time
+import tracemalloc
+from collections.abc import Iterator
+
+import pytest
+
+import mono_sync
+from mono_sync import (
+    Connection,
+    ConnectionLostError,
+    FSBucketConfig,
+    ObjectBucket,
+    OperationTimeoutError,
+)
+from mono_sync.connection import JetStream
+from mono_sync.server import EmbeddedServer
+from tests.fixtures.servers import RunNatsServer
+from tests.fixtures.waiting import wait_until
+from tests.storage.helpers import Background, CutProxy, chunk_subjects, raw_objects, together
+
+CHUNK = 128 * 1024
+
+
+def _version(number: int, size: int) -> bytes:
+    """Content that tells its number in every part, so that a mixture of two versions cannot pass."""
+    return (f"{number:08}".encode() * (size // 8 + 1))[:size]
+
+
+def _is_one_version(content: bytes) -> bool:
+    return content == _version(int(content[:8]), len(content))
+
+
+# --- many at once
+
+
+@pytest.mark.parametrize("size", [1000, CHUNK * 3 + 1000])
+def test_32_readers_and_writers_always_see_one_whole_version(any_objects: ObjectBucket, size: int) -> None:
+    any_objects.put("k", _version(0, size))
+
+    def work(number: int) -> None:
+        for turn in range(4):
+            if number % 4 == 0:
+                any_objects.put("k", _version(number * 100 + turn, size - number * 8), timeout=30)
+            else:
+                content = any_objects.get("k", timeout=30)
+                assert content is not None
+                assert _is_one_version(content)
+                assert len(content) == size - int(content[:8]) // 100 * 8
+
+    together(32, work)
+    assert len(chunk_subjects(any_objects)) == 1
+    assert list(chunk_subjects(any_objects).values()) == [any_objects.stat("k").chunks]
+
+
+def test_writers_and_deleters_leave_no_chunks_of_objects_that_are_gone(any_objects: ObjectBucket) -> None:
+    def work(number: int) -> None:
+        chance = random.Random(number)
+        for turn in range(6):
+            key = f"k{chance.randrange(4)}"
+            if chance.random() < 0.4:
+                any_objects.delete(key, timeout=30)
+            else:
+                any_objects.put(key, _version(number * 100 + turn, chance.choice([0, 1000, 2 * CHUNK])), timeout=30)
+
+    together(16, work)
+    chunks = {f"$O.{any_objects.name}.C.{info.nuid}": info.chunks for info in any_objects.list() if info.chunks}
+    assert chunk_subjects(any_objects) == chunks
+    for info in any_objects.list():
+        content = any_objects.get(info.name)
+        assert content is not None
+        assert len(content) == info.size
+
+
+def test_objects_that_are_there_all_the_time_are_always_listed(any_objects: ObjectBucket) -> None:
+    names = [f"o{number}" for number in range(10)]
+    for name in names:
+        any_objects.put(name, b"")
+    choice = random.Random(7).choice
+    with Background([lambda: any_objects.set(choice(names), b"x", timeout=30)] * 4):
+        for _ in range(20):
+            assert [info.name for info in any_objects.list(timeout=30)] == names
+
+
+# --- changes in the middle of a read
+
+
+def _then(objects: ObjectBucket, monkeypatch: pytest.MonkeyPatch, call: str, change: object) -> None:
+    """Make a change once, right after the description was read and before the chunks are."""
+    original = getattr(objects._chunks, call)
+    pending = [change]
+
+    def changed_first(*arguments: object, **options: object) -> object:
+        if pending:
+            pending.pop()()  # type: ignore[operator]
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(objects._chunks, call, changed_first)
+
+
+@pytest.mark.parametrize("size", [1000, 300_000])
+def test_object_that_is_replaced_while_it_is_read_gives_the_new_version(
+    any_objects: ObjectBucket, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    any_objects.put("k", _version(1, size))
+    _then(any_objects, monkeypatch, "read", lambda: any_objects.put("k", _version(2, size)))
+    assert any_objects.get("k") == _version(2, size)
+
+
+@pytest.mark.parametrize("size", [1000, 300_000])
+def test_object_that_is_deleted_while_it_is_read_is_missing(
+    any_objects: ObjectBucket, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    any_objects.put("k", _version(1, size))
+    _then(any_objects, monkeypatch, "read", lambda: any_objects.delete("k"))
+    assert any_objects.get("k", b"d") == b"d"
+
+
+def test_object_that_is_replaced_before_each_read_is_an_error_in_the_end(
+    objects: ObjectBucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    objects.put("k", b"0")
+    read = objects._chunks.read
+
+    def replaced_first(*arguments: object, **options: object) -> bytes:
+        objects.put("k", b"1")
+        return read(*arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(objects._chunks, "read", replaced_first)
+    with pytest.raises(mono_sync.ObjectChangedError, match=r"'k' of bucket .* changed while it was being read"):
+        objects.get("k")
+
+
+def test_chunks_that_are_removed_in_the_middle_of_the_transfer_give_the_new_version(
+    any_objects: ObjectBucket, monkeypatch: pytest.MonkeyPatch, impatient: None
+) -> None:
+    size = 40 * CHUNK
+    any_objects.put("k", _version(1, size))
+    pull = JetStream.pull
+    pulls: list[int] = []
+
+    def replaced_in_the_middle(self: JetStream, *arguments: object, **options: object) -> Iterator[object]:
+        pulls.append(0)
+        for message in pull(self, *arguments, **options):  # type: ignore[arg-type]
+            pulls[-1] += 1
+            yield message
+            if pulls == [5]:
+                any_objects.put("k", _version(2, size))
+
+    monkeypatch.setattr(JetStream, "pull", replaced_in_the_middle)
+    assert any_objects.get("k", timeout=20) == _version(2, size)
+    assert pulls[0] < 40
+    assert pulls[1:] == [40]
+
+
+# --- broken connections
+
+NUID = b".C."
+META = b".M."
+PUT = [
+    pytest.param(NUID, 1, id="the first chunk"),
+    pytest.param(NUID, 10, id="a chunk"),
+    pytest.param(META, 2, id="the description"),  # the first is the question what is there
+    pytest.param(b"STREAM.PURGE", 1, id="the removal of the old chunks"),
+]
+
+
+@pytest.fixture
+def proxy(connection: Connection) -> Iterator[CutProxy]:
+    with CutProxy(connection.server_info.url) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def cut(connection: Connection, proxy: CutProxy, objects: ObjectBucket) -> Iterator[ObjectBucket]:
+    """The bucket through a connection that the proxy can break."""
+    token = connection.config.token
+    with mono_sync.connect(proxy.url, token=token, reconnect_wait=0.02, reconnect_max_wait=0.1) as cut:
+        yield cut.objects(objects.name)
+
+
+@pytest.mark.parametrize("after", [True, False])
+@pytest.mark.parametrize(("pattern", "occurrence"), PUT)
+def test_put_that_loses_its_connection_leaves_one_whole_version_and_no_chunks(
+    cut: ObjectBucket, proxy: CutProxy, *, pattern: bytes, occurrence: int, after: bool, objects: ObjectBucket
+) -> None:
+    old, new = _version(1, 3 * CHUNK), _version(2, 20 * CHUNK)
+    objects.put("k", old)
+    proxy.cut_at(pattern, occurrence=occurrence, after=after)
+    if pattern == NUID:
+        with pytest.raises(ConnectionLostError):
+            cut.put("k", new)
+        expected = old
+    else:  # the outcome can be found out, or what is left to do be done again
+        cut.put("k", new)
+        expected = new
+    assert proxy.cuts == 1
+    assert objects.get("k") == expected
+    assert list(chunk_subjects(objects).values()) == [len(expected) // CHUNK]
+
+
+@pytest.mark.parametrize("after", [True, False])
+def test_put_whose_outcome_nobody_can_tell_is_an_error(
+    cut: ObjectBucket, proxy: CutProxy, objects: ObjectBucket, monkeypatch: pytest.MonkeyPatch, after: bool
+) -> None:
+    objects.put("k", b"old")
+    proxy.cut_at(META, occurrence=2, after=after)
+    last_meta = cut._last_meta
+    lost: list[bool] = []
+
+    def somebody_else_writes_first(*arguments: object, **options: object) -> object:
+        if proxy.cuts and not lost:
+            lost.append(True)
+            wait_until(lambda: not after or objects.get("k") == b"mine", "ours is stored")
+            objects.put("k", b"theirs")
+        return last_meta(*arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(cut, "_last_meta", somebody_else_writes_first)
+    with pytest.raises(ConnectionLostError):
+        cut.put("k", b"mine")
+    assert objects.get("k") == b"theirs"
+
+
+@pytest.mark.parametrize("after", [True, False])
+def test_delete_that_loses_its_connection_deletes(
+    cut: ObjectBucket, proxy: CutProxy, objects: ObjectBucket, after: bool
+) -> None:
+    objects.put("k", _version(1, 3 * CHUNK))
+    proxy.cut_at(META, occurrence=3, after=after)
+    cut.delete("k")
+    assert proxy.cuts == 1
+    assert not objects.exists("k")
+    assert chunk_subjects(objects) == {}
+
+
+@pytest.mark.parametrize("pattern", [b"CONSUMER.CREATE", b"MSG.NEXT"])
+@pytest.mark.parametrize("after", [True, False])
+def test_get_that_loses_its_connection_is_told(
+    cut: ObjectBucket, proxy: CutProxy, objects: ObjectBucket, pattern: bytes, after: bool
+) -> None:
+    objects.put("k", _version(1, 40 * CHUNK))
+    proxy.cut_at(pattern, after=after)
+    with pytest.raises(ConnectionLostError):
+        cut.get("k")
+    assert cut.get("k") == _version(1, 40 * CHUNK)
+
+
+# --- stalled servers
+
+
+def test_put_on_a_stalled_server_ends_in_time_and_the_old_object_stays(run_nats_server: RunNatsServer) -> None:
+    server = run_nats_server("jetstream: enabled")
+    with mono_sync.connect(server.url) as connection:
+        objects = connection.objects(FSBucketConfig("b", storage="memory"))
+        objects.put("k", b"old")
+        server.pause()
+        started = time.monotonic()
+        with pytest.raises(OperationTimeoutError):
+            objects.put("k", _version(2, 3_000_000), timeout=0.3)
+        assert time.monotonic() - started < 1.5
+        server.resume()
+        assert objects.get("k") == b"old"
+
+
+@pytest.mark.parametrize("timeout", [0.005, 0.02, 0.05])
+def test_put_that_times_out_on_a_running_server_leaves_no_chunks(any_objects: ObjectBucket, timeout: float) -> None:
+    any_objects.put("k", b"old")
+    for _ in range(3):
+        with pytest.raises(OperationTimeoutError):
+            any_objects.put("k", bytes(100_000_000), timeout=timeout)
+        assert any_objects.get("k") == b"old"
+        wait_until(lambda: len(chunk_subjects(any_objects)) == 1, "the chunks are removed")
+
+
+# --- large objects
+
+
+def test_large_object_takes_linear_time_and_memory(objects: ObjectBucket) -> None:
+    content = random.Random(1).randbytes(48 << 20)
+    digest = hashlib.sha256(content).digest()
+    started = time.perf_counter()
+    objects.put("k", content, timeout=30)
+    stored = time.perf_counter()
+    tracemalloc.start()
+    try:
+        found = objects.get("k", timeout=30)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    read = time.perf_counter()
+    assert found is not None
+    assert hashlib.sha256(found).digest() == digest
+    assert peak < 2.5 * len(content)
+    assert stored - started < 10
+    assert read - stored < 10
+
+
+def test_nothing_of_a_read_object_is_kept(objects: ObjectBucket, nats_server: EmbeddedServer) -> None:
+    objects.put("k", bytes(8 << 20))
+    objects.get("k")
+    tracemalloc.start()
+    try:
+        for _ in range(3):
+            objects.get("k")
+        gc.collect()
+        current, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert current < 4 << 20
+    assert raw_objects(objects).state["consumer_count"] == 0

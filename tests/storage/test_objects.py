@@ -1,0 +1,391 @@
+"""What the calls of an object bucket return and raise, on both servers."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import pickle
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+import mono_sync
+from mono_sync import (
+    BucketFullError,
+    BucketNotFoundError,
+    Connection,
+    DigestMismatchError,
+    FileStoragePort,
+    InvalidKeyError,
+    ObjectBucket,
+    ObjectNotFoundError,
+    OperationTimeoutError,
+    StorageError,
+)
+from tests.fixtures.servers import RunNatsServer
+from tests.fixtures.waiting import wait_until
+from tests.storage.conftest import NewObjects
+from tests.storage.helpers import chunk_subjects, raw_objects
+
+CHUNK = 128 * 1024
+
+
+def _content(size: int) -> bytes:
+    return (bytes(range(251)) * (size // 251 + 1))[:size]
+
+
+# --- put and get
+
+
+@pytest.mark.parametrize("size", [0, 1, CHUNK - 1, CHUNK, CHUNK + 1, 16 * CHUNK, 17 * CHUNK + 1, 40 * CHUNK, 5_000_000])
+def test_object_comes_back_as_it_was_stored(any_objects: ObjectBucket, size: int) -> None:
+    content = _content(size)
+    info = any_objects.put("k", content)
+    assert (info.size, info.chunks) == (size, -(-size // CHUNK))
+    assert any_objects.get("k") == content
+    assert sum(chunk_subjects(any_objects).values()) == info.chunks
+
+
+def test_missing_object_gives_none_or_the_default(any_objects: ObjectBucket) -> None:
+    assert any_objects.get("k") is None
+    assert any_objects.get("k", b"d") == b"d"
+    assert not any_objects.exists("k")
+    with pytest.raises(ObjectNotFoundError, match="object 'k' not found") as caught:
+        any_objects.stat("k")
+    assert isinstance(caught.value, FileNotFoundError)
+    assert (caught.value.bucket, caught.value.key) == (any_objects.name, "k")
+
+
+def test_empty_object_is_there(any_objects: ObjectBucket) -> None:
+    any_objects.set("k", b"")
+    assert any_objects.get("k", b"d") == b""
+    assert any_objects.exists("k")
+
+
+def test_info_tells_what_was_stored(any_objects: ObjectBucket) -> None:
+    content = _content(300_000)
+    info = any_objects.put("k", content, description="dä", headers={"One": "1", "Two": ["a", "b"]})
+    digest = base64.urlsafe_b64encode(hashlib.sha256(content).digest()).decode()
+    assert (info.bucket, info.name, info.size, info.chunks) == (any_objects.name, "k", 300_000, 3)
+    assert info.digest == f"SHA-256={digest}"
+    assert dict(info.headers) == {"One": ("1",), "Two": ("a", "b")}
+    assert (info.description, info.link, info.revision) == ("dä", None, 4)
+    assert timedelta(seconds=-5) < datetime.now(UTC) - info.modified < timedelta(seconds=5)
+    assert any_objects.stat("k") == info
+    assert any_objects.list() == [info]
+
+
+def test_info_can_be_pickled(objects: ObjectBucket) -> None:
+    info = objects.put("k", b"v", headers={"a": "b"})
+    assert pickle.loads(pickle.dumps(info)) == info
+
+
+NAMES = ["a", "a/b/c.txt", "with space", "ünïcödé ☃", "a.b", "*", ">", "$O.x", "new\nline", " ", "..", "a:b", "\0"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_any_text_is_a_name(any_objects: ObjectBucket, name: str) -> None:
+    any_objects.put(name, b"v")
+    any_objects.put("another", b"w")
+    assert any_objects.get(name) == b"v"
+    assert sorted(info.name for info in any_objects.list()) == sorted([name, "another"])
+    any_objects.delete(name)
+    assert not any_objects.exists(name)
+    assert any_objects.get("another") == b"w"
+
+
+def _calls(objects: ObjectBucket, key: Any) -> list[Callable[[], object]]:
+    return [
+        lambda: objects.get(key),
+        lambda: objects.set(key, b"v"),
+        lambda: objects.put(key, b"v"),
+        lambda: objects.stat(key),
+        lambda: objects.exists(key),
+        lambda: objects.delete(key),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("key", "rule"), [("", "it is empty"), ("\ud800", "cannot be encoded"), ("x" * 3000, "too long")]
+)
+def test_impossible_name_is_refused_before_anything_is_sent(objects: ObjectBucket, key: str, rule: str) -> None:
+    for call in _calls(objects, key):
+        with pytest.raises(InvalidKeyError, match=f"(?s)invalid object name .*{rule}"):
+            call()
+    assert raw_objects(objects).state["last_seq"] == 0
+
+
+@pytest.mark.parametrize("key", [b"k", 5, None])
+def test_name_that_is_no_str_is_refused(objects: ObjectBucket, key: Any) -> None:
+    for call in _calls(objects, key):
+        with pytest.raises(TypeError, match="object name must be a str, not"):
+            call()
+
+
+def test_longest_name_works_with_every_call(any_objects: ObjectBucket) -> None:
+    low, high = 1, 4000
+    while high - low > 1:
+        middle = (low + high) // 2
+        try:
+            any_objects.exists("x" * middle)
+            low = middle
+        except InvalidKeyError:
+            high = middle
+    key = "x" * low
+    assert low > 2500
+    for content in (b"1" * 200_000, b"2" * 200_000):
+        any_objects.put(key, content)
+        assert any_objects.get(key) == content
+    assert [info.name for info in any_objects.list()] == [key]
+    any_objects.delete(key)
+    assert not any_objects.exists(key)
+
+
+@pytest.mark.parametrize("value", ["text", 5, None])
+def test_content_that_is_not_bytes_like_is_refused(objects: ObjectBucket, value: Any) -> None:
+    with pytest.raises(TypeError, match="must be bytes, bytearray or memoryview"):
+        objects.put("k", value)
+    assert raw_objects(objects).state["last_seq"] == 0
+
+
+@pytest.mark.parametrize("value", [bytearray(b"abc"), memoryview(b"aXbXcX")[::2], memoryview(b"abc")])
+def test_bytes_like_content_is_taken(any_objects: ObjectBucket, value: Any) -> None:
+    any_objects.put("k", value)
+    assert any_objects.get("k") == b"abc"
+
+
+@pytest.mark.parametrize(
+    "options", [{"description": b"d"}, {"headers": {"a": 5}}, {"headers": {"a": ["b", 5]}}, {"headers": {5: "a"}}]
+)
+def test_description_and_headers_of_wrong_types_are_refused_before_anything_is_sent(
+    objects: ObjectBucket, options: dict[str, Any]
+) -> None:
+    with pytest.raises(TypeError):
+        objects.put("k", b"v", **options)
+    assert raw_objects(objects).state["last_seq"] == 0
+
+
+# --- replace and delete
+
+
+@pytest.mark.parametrize("size", [0, 10, 300_000])
+def test_replaced_object_leaves_nothing_of_the_old_version(any_objects: ObjectBucket, size: int) -> None:
+    any_objects.put("k", _content(400_000))
+    any_objects.put("k", _content(size))
+    assert any_objects.get("k") == _content(size)
+    assert len(chunk_subjects(any_objects)) == (1 if size else 0)
+    assert any_objects.status().messages == 1 + any_objects.stat("k").chunks
+
+
+@pytest.mark.parametrize("size", [0, 10, 300_000])
+def test_deleted_object_is_missing_and_its_chunks_are_gone(any_objects: ObjectBucket, size: int) -> None:
+    any_objects.put("k", _content(size))
+    any_objects.delete("k")
+    any_objects.delete("k")
+    assert any_objects.get("k") is None
+    assert not any_objects.exists("k")
+    assert any_objects.list() == []
+    assert chunk_subjects(any_objects) == {}
+    with pytest.raises(ObjectNotFoundError):
+        any_objects.stat("k")
+    any_objects.put("k", b"again")
+    assert any_objects.get("k") == b"again"
+
+
+def test_deleting_a_missing_object_writes_nothing(any_objects: ObjectBucket) -> None:
+    any_objects.delete("k")
+    assert raw_objects(any_objects).state["last_seq"] == 0
+
+
+# --- list
+
+
+def test_list_is_sorted_by_name_and_filtered_by_prefix(any_objects: ObjectBucket) -> None:
+    for name in ("b", "a/2", "a/1", "ab", "a"):
+        any_objects.put(name, b"")
+    any_objects.put("a/3", b"")
+    any_objects.delete("a/3")
+    assert [info.name for info in any_objects.list()] == ["a", "a/1", "a/2", "ab", "b"]
+    assert [info.name for info in any_objects.list("a/")] == ["a/1", "a/2"]
+    assert [info.name for info in any_objects.list(prefix="")] == ["a", "a/1", "a/2", "ab", "b"]
+    assert any_objects.list("x") == []
+
+
+def test_list_of_an_empty_bucket_is_empty(any_objects: ObjectBucket) -> None:
+    assert any_objects.list() == []
+
+
+def test_prefix_that_is_no_str_is_refused(objects: ObjectBucket) -> None:
+    with pytest.raises(TypeError, match="a prefix must be a str, not bytes"):
+        objects.list(b"a")  # type: ignore[arg-type]
+
+
+def test_many_objects_are_all_listed_and_no_consumer_is_left(any_objects: ObjectBucket) -> None:
+    for number in range(300):
+        any_objects.put(f"o{number:03}", b"")
+    assert [info.name for info in any_objects.list()] == [f"o{number:03}" for number in range(300)]
+    wait_until(lambda: not raw_objects(any_objects).consumers(), "the consumer is deleted", timeout=3)
+
+
+# --- limits and damage
+
+
+def test_full_bucket_keeps_the_old_object_and_no_partial_chunks(any_new_objects: NewObjects) -> None:
+    objects = any_new_objects(max_bytes=1_000_000)
+    objects.put("k", _content(300_000))
+    for size in (900_000, 3_000_000):
+        with pytest.raises(BucketFullError, match=objects.name):
+            objects.put("k", _content(size))
+        assert objects.get("k") == _content(300_000)
+        assert len(chunk_subjects(objects)) == 1
+    with pytest.raises(BucketFullError):
+        objects.put("new", _content(900_000))
+    assert not objects.exists("new")
+    assert len(chunk_subjects(objects)) == 1
+    objects.put("k", _content(400_000))
+
+
+def test_server_that_takes_small_messages_gets_small_chunks(run_nats_server: RunNatsServer) -> None:
+    server = run_nats_server("jetstream: enabled\nmax_payload: 16384")
+    with mono_sync.connect(server.url) as connection:
+        objects = connection.objects(mono_sync.FSBucketConfig("b", storage="memory"))
+        info = objects.put("k", _content(100_000))
+        assert info.chunks == 7
+        assert objects.get("k") == _content(100_000)
+        with pytest.raises(mono_sync.ValueTooLargeError, match="up to 16384 bytes"):
+            objects.put("k", b"v", description="d" * 20_000)
+        assert objects.get("k") == _content(100_000)
+        assert len(chunk_subjects(objects)) == 1
+
+
+@pytest.mark.parametrize("size", [100, 300_000])
+def test_missing_chunk_is_a_digest_mismatch(any_objects: ObjectBucket, size: int) -> None:
+    any_objects.put("other", b"x")
+    info = any_objects.put("k", _content(size))
+    raw_objects(any_objects).delete_message(info.revision - 1)
+    with pytest.raises(DigestMismatchError, match=r"'k' of bucket .* is damaged: .* bytes are left") as caught:
+        any_objects.get("k", b"d")
+    assert (caught.value.bucket, caught.value.key) == (any_objects.name, "k")
+
+
+@pytest.mark.parametrize("size", [100, 300_000])
+def test_changed_chunk_is_a_digest_mismatch(any_objects: ObjectBucket, size: int) -> None:
+    info = any_objects.put("k", _content(size))
+    raw = raw_objects(any_objects)
+    raw.delete_message(info.revision - 1)
+    raw.put(f"$O.{any_objects.name}.C.{info.nuid}", bytes(size % CHUNK))
+    with pytest.raises(DigestMismatchError, match="the digest is wrong"):
+        any_objects.get("k")
+
+
+def test_objects_expire_with_the_ttl_of_the_bucket(any_new_objects: NewObjects, impatient: None) -> None:
+    objects = any_new_objects(ttl=1)
+    objects.put("k", _content(3_000_000))
+    objects.put("small", b"v")
+    assert objects.get("k") is not None
+    wait_until(lambda: objects.get("k") is None and objects.get("small") is None, "objects expire", timeout=5)
+    assert objects.list() == []
+    assert not objects.exists("k")
+    objects.put("k", b"again")
+    assert objects.get("k") == b"again"
+
+
+def test_object_whose_chunks_have_expired_before_its_description_is_missing(new_objects: NewObjects) -> None:
+    objects = new_objects(ttl=100)
+    info = objects.put("k", _content(300_000))
+    raw = raw_objects(objects)
+    raw.api("STREAM.PURGE.{stream}", {"seq": 3})  # as expiry does: from the front
+    assert raw.state["first_seq"] == info.revision - 1
+    assert objects.get("k", b"d") == b"d"
+
+
+# --- what other clients may have stored
+
+
+def _store_meta(objects: ObjectBucket, name: str, meta: Any) -> None:
+    subject = f"$O.{objects.name}.M.{base64.urlsafe_b64encode(name.encode()).decode()}"
+    raw_objects(objects).put(subject, meta if isinstance(meta, bytes) else json.dumps(meta).encode())
+
+
+def test_link_to_an_object_is_listed_and_refused_for_reading(any_objects: ObjectBucket) -> None:
+    link = {"name": "link", "bucket": any_objects.name, "nuid": "n", "options": {"link": {"bucket": "b", "name": "o"}}}
+    _store_meta(any_objects, "link", link)
+    _store_meta(any_objects, "bucket-link", {"name": "bucket-link", "nuid": "m", "options": {"link": {"bucket": "b"}}})
+    assert {info.name: info.link for info in any_objects.list()} == {"link": "b/o", "bucket-link": "b"}
+    for name, target in (("link", "b/o"), ("bucket-link", "b")):
+        with pytest.raises(StorageError, match=f"object '{name}' of bucket .* is a link to {target}"):
+            any_objects.get(name)
+    any_objects.put("link", b"no link any more")
+    assert any_objects.get("link") == b"no link any more"
+    any_objects.delete("bucket-link")
+    assert [info.name for info in any_objects.list()] == ["link"]
+
+
+def test_time_that_a_go_client_leaves_out_is_that_of_the_message(any_objects: ObjectBucket) -> None:
+    _store_meta(any_objects, "k", {"name": "k", "nuid": "n", "mtime": "0001-01-01T00:00:00Z"})
+    assert timedelta(seconds=-5) < datetime.now(UTC) - any_objects.stat("k").modified < timedelta(seconds=5)
+
+
+@pytest.mark.parametrize("meta", [b"no json", b"[1]", b"5", {"nuid": "n"}, {"name": "k", "headers": 5}])
+def test_what_describes_no_object_is_named(any_objects: ObjectBucket, meta: Any) -> None:
+    _store_meta(any_objects, "k", meta)
+    for call in (lambda: any_objects.get("k"), lambda: any_objects.stat("k"), any_objects.list):
+        with pytest.raises(StorageError, match=r"\.M\.aw== does not describe an object"):
+            call()
+
+
+@pytest.mark.parametrize("nuid", [">", "*", "", "a b"])
+def test_names_of_chunks_that_are_patterns_harm_nobody(any_objects: ObjectBucket, nuid: str) -> None:
+    any_objects.put("other", b"v")
+    _store_meta(any_objects, "k", {"name": "k", "nuid": nuid})
+    any_objects.put("k", b"w")
+    any_objects.delete("k")
+    assert any_objects.get("other") == b"v"
+
+
+# --- the bucket is gone, the time is over
+
+
+def test_every_call_says_that_the_bucket_was_deleted(any_objects: ObjectBucket, impatient: None) -> None:
+    any_objects.put("k", b"v")
+    raw_objects(any_objects).delete()
+    calls: list[Callable[[], object]] = [
+        *_calls(any_objects, "k"),
+        lambda: any_objects.put("k", _content(300_000)),
+        any_objects.list,
+        any_objects.status,
+    ]
+    for call in calls:
+        with pytest.raises(BucketNotFoundError, match=any_objects.name):
+            call()
+
+
+def test_put_without_time_stores_nothing(any_objects: ObjectBucket) -> None:
+    any_objects.put("k", b"old")
+    with pytest.raises(OperationTimeoutError):
+        any_objects.put("k", _content(5_000_000), timeout=0)
+    assert any_objects.get("k") == b"old"
+    assert len(chunk_subjects(any_objects)) == 1
+
+
+def test_answers_are_the_same_with_direct_get_switched_off(
+    any_objects: ObjectBucket, any_connection: Connection
+) -> None:
+    raw_objects(any_objects).update(allow_direct=False)
+    objects = any_connection.objects(any_objects.name)
+    for size in (0, 1, 300_000):
+        info = objects.put("k", _content(size))
+        assert objects.get("k") == _content(size)
+        assert objects.stat("k") == info
+        assert objects.list() == [info]
+    objects.delete("k")
+    assert objects.get("k") is None
+
+
+def test_bucket_fulfils_its_port(objects: ObjectBucket) -> None:
+    port: FileStoragePort = objects
+    assert isinstance(port, FileStoragePort)
+    assert repr(objects).startswith(f"<ObjectBucket '{objects.name}' of ")
