@@ -16,6 +16,17 @@ from mono_sync.storage import FSBucketConfig, KVBucket, KVBucketConfig, ObjectBu
 
 SERVERS_VARIABLE = "MONO_SYNC_SERVERS"
 
+_FOR_SERVERS = (
+    "user",
+    "password",
+    "token",
+    "nkey",
+    "credentials",
+    "tls",
+    "tls_hostname",
+    "tls_handshake_first",
+)
+
 
 class Connection(CoreConnection):
     """A connection to NATS with key-value and object buckets. Thread-safe; a context manager. Made by `connect`."""
@@ -73,8 +84,12 @@ def make_connection(
     servers: str | Sequence[str] | None, server: EmbeddedServerConfig | None, config: ConnectionConfig | None
 ) -> Connection:
     """Return a connection that is not open yet. Arguments as for `connect`; nothing is started."""
+    _check_type("server", server, EmbeddedServerConfig)
+    _check_type("connection", config, ConnectionConfig)
     config = config or ConnectionConfig()
     if servers is not None:
+        if not servers:
+            raise ConfigurationError("servers names no server; leave it out for an embedded one")
         if config.servers:
             raise ConfigurationError("servers are given twice: as servers and in the options of the connection")
         config = replace(config, servers=servers)
@@ -84,4 +99,11 @@ def make_connection(
         config = replace(config, servers=os.environ[SERVERS_VARIABLE])
     if config.servers:
         return Connection(config)
+    if given := [name for name in _FOR_SERVERS if getattr(config, name)]:
+        raise ConfigurationError(f"{', '.join(given)}: of no use without servers; an embedded one needs no credentials")
     return Connection(config, server=EmbeddedServer(server or EmbeddedServerConfig()))
+
+
+def _check_type(option: str, value: object, kind: type) -> None:
+    if value is not None and not isinstance(value, kind):
+        raise ConfigurationError(f"{option} must be {kind.__name__} or None, not {type(value).__name__}")

@@ -10,7 +10,6 @@ from mono_sync.errors import ConfigurationError
 
 _DEFAULT_PORT = 4222
 _SCHEMES = ("nats", "tls")
-_USER_INFO = re.compile(r"^(?:[^@/]*://)?[^/]*@")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +36,13 @@ class ServerAddress:
         if not isinstance(url, str):
             raise ConfigurationError(f"a server address must be a str, not {type(url).__name__}")
         text = url.strip()
-        shown = _USER_INFO.sub("", text)
+        shown = text.rpartition("@")[2]  # whatever stands before may be a secret, also where it was not encoded
         try:
             parts = urlsplit(text if "://" in text else f"nats://{text}")
             host, port = parts.hostname, parts.port
-        except ValueError as error:
-            raise ConfigurationError(f"invalid server address {shown!r}: {error}") from None
+        except ValueError:  # its text may repeat a password
+            reason = "host or port is not valid; in user, password and token percent-encode / ? # @"
+            raise ConfigurationError(f"invalid server address {shown!r}: {reason}") from None
         if parts.scheme not in _SCHEMES:
             raise ConfigurationError(f"invalid server address {shown!r}: the scheme must be nats:// or tls://")
         if not host or re.search(r"\s", host):

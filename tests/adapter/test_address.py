@@ -63,6 +63,18 @@ def test_an_address_that_is_no_str_is_refused() -> None:
         ServerAddress.parse(b"nats://host")  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("secret", ["s3cr/et", "s3cr#et", "s3cr?et", "s3cr℀et", "12#et", "s3cr@et", "[s3cr"])
+@pytest.mark.parametrize("user", ["user:", ""])
+def test_a_secret_that_should_have_been_encoded_is_not_repeated_either(user: str, secret: str) -> None:
+    try:
+        shown = repr(ServerAddress.parse(f"nats://{user}{secret}@host:4222"))
+    except ConfigurationError as error:
+        shown = str(error)
+    assert "s3cr" not in shown
+    assert "et@" not in shown
+    assert "host" in shown
+
+
 @given(st.text(max_size=30))
 def test_errors_never_repeat_credentials(text: str) -> None:
     url = f"nats://user:sEcrEtpAsswOrd@{text}"

@@ -9,7 +9,9 @@ import secrets
 import socket
 import ssl
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import nkeys
 import pytest
@@ -23,6 +25,7 @@ from mono_sync import (
     Connection,
     ConnectionConfig,
     ConnectionState,
+    MonoApplication,
 )
 from tests.connection.conftest import Connect, flush_after_restart
 from tests.fixtures.servers import RunNatsServer
@@ -338,3 +341,32 @@ def test_server_info_tells_whom_we_talk_to(run_nats_server: RunNatsServer, conne
 def test_options_that_do_not_exist_are_refused() -> None:
     with pytest.raises(ConfigurationError, match="tokn"):
         mono_sync.connect("nats://localhost", tokn="x")  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize("servers", [[], ()])
+def test_an_empty_list_of_servers_is_no_embedded_server(servers: Sequence[str]) -> None:
+    with pytest.raises(ConfigurationError, match="names no server"):
+        mono_sync.connect(servers)
+    with pytest.raises(ConfigurationError, match="names no server"):
+        MonoApplication(servers=servers)
+
+
+def test_options_of_an_embedded_server_have_their_own_type() -> None:
+    with pytest.raises(ConfigurationError, match="server must be EmbeddedServerConfig or None, not str"):
+        mono_sync.connect(server="nats-server")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"user": "a", "password": "b"},
+        {"token": "t"},
+        {"credentials": "/nonexistent"},
+        {"tls": ssl.create_default_context()},
+        {"tls_handshake_first": True},
+    ],
+)
+def test_credentials_and_tls_without_servers_are_a_mistake(options: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MONO_SYNC_SERVERS", raising=False)
+    with pytest.raises(ConfigurationError, match=f"{next(iter(options))}.*of no use without servers"):
+        mono_sync.connect(**options)
