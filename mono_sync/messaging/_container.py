@@ -125,7 +125,13 @@ class ServiceContainer:
         return view
 
     def close(self) -> None:
-        """Refuse `register` and `get` from now on, in every view too. The application does this when it has stopped."""
+        """Refuse `register` and `get` from now on, in every view too. The application does this when it has stopped.
+
+        Raises:
+            ServiceError: the container is another module's.
+        """
+        if self._view:
+            raise ServiceError(self._module, "", f"only module {self._module!r} itself can close its services")
         self._shelf.closed = True
 
     def _check_open(self) -> None:

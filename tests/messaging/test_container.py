@@ -131,6 +131,13 @@ def test_a_closed_container_refuses_to_register_and_to_get(container: ServiceCon
         container.register("stock", 2)
 
 
+def test_a_view_cannot_close(container: ServiceContainer) -> None:
+    container.register("price", 1)
+    with pytest.raises(ServiceError, match="only module 'orders' itself can close"):
+        container.view().close()
+    assert container.get("price") == 1
+
+
 def test_closing_a_container_closes_its_views(container: ServiceContainer) -> None:
     container.register("price", 1)
     view = container.view()
