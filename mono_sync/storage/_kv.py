@@ -23,6 +23,7 @@ from mono_sync.storage._values import Entry, Operation
 T = TypeVar("T")
 
 _OPERATIONS = {operation.value: operation for operation in Operation}
+_LARGEST_REVISION = 2**63 - 1
 _MARKED = {"MaxAge": Operation.PURGE, "Purge": Operation.PURGE, "Remove": Operation.DELETE}
 
 
@@ -232,4 +233,6 @@ def _expecting(revision: int) -> dict[str, str]:
         raise TypeError(f"a revision must be an int, not {type(revision).__name__}")
     if revision < 1:
         raise ValueError(f"a revision is 1 or more, not {revision}; to write a new key use create()")
+    if revision > _LARGEST_REVISION:  # the server would take it modulo 2**64, and so for another one
+        raise ValueError(f"a revision is at most {_LARGEST_REVISION}, not {revision}")
     return {EXPECTED_REVISION: str(revision)}

@@ -159,7 +159,15 @@ def test_update_of_a_removed_key_is_a_mismatch(any_kv: KVBucket, remove: Any) ->
 
 
 @pytest.mark.parametrize(
-    ("revision", "error"), [(0, ValueError), (-1, ValueError), (True, TypeError), ("1", TypeError)]
+    ("revision", "error"),
+    [
+        (0, ValueError),
+        (-1, ValueError),
+        (2**63, ValueError),
+        (2**64 + 1, ValueError),
+        (True, TypeError),
+        ("1", TypeError),
+    ],
 )
 def test_impossible_revision_is_refused(any_kv: KVBucket, revision: Any, error: type[Exception]) -> None:
     any_kv.set("k", b"v")
