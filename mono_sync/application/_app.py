@@ -44,7 +44,7 @@ class MonoApplication:
     thread of the application, one at a time, with a copy of the caller's context variables.
 
     Args:
-        name: shown in logs, names of threads and the server's monitoring.
+        name: shown in logs, names of threads and, unless ``connection`` has a name, in the server's monitoring.
         servers: one or more ``nats://`` or ``tls://`` addresses. None: those in the environment variable
             ``MONO_SYNC_SERVERS``, and where that is not set an embedded server, which lives as long as the application
             runs.
@@ -74,10 +74,9 @@ class MonoApplication:
     ) -> None:
         if not isinstance(name, str) or not name.strip():
             raise ConfigurationError(f"name must be a str that is not empty, not {name!r}")
-        _check_type("server", server, EmbeddedServerConfig)
-        _check_type("connection", connection, ConnectionConfig)
         self._name = name
-        self._connection = make_connection(servers, server, connection or ConnectionConfig(name=name))
+        connection = ConnectionConfig(name=name) if connection is None else connection
+        self._connection = make_connection(servers, server, connection)
         self._registry = Registry()
         self._lifecycle = Lifecycle(
             name,
@@ -149,6 +148,7 @@ class MonoApplication:
             ModuleStartError: a step failed; names module and step, its ``__cause__`` is the real error.
             MissingDependencyError: a module depends on what is no module.
             CircularDependencyError: modules depend on each other in a circle.
+            RegistrationError: a module or plugin is in use by another application that runs.
             ApplicationStateError: it was started or stopped before, or was stopped meanwhile. It cannot be restarted.
             ForkedError: it was started by the parent process.
         """
@@ -276,11 +276,6 @@ class MonoApplication:
         control = getattr(self, "_control", None)  # missing if __init__ failed
         if control is not None and control.unfinished and control.pid == getpid():
             warn(f"{self!r} was never stopped: call stop() or use it as a context manager", ResourceWarning)
-
-
-def _check_type(name: str, value: object, kind: type) -> None:
-    if value is not None and not isinstance(value, kind):
-        raise ConfigurationError(f"{name} must be {kind.__name__} or None, not {type(value).__name__}")
 
 
 def _timeout(name: str, value: Duration | None) -> float | None:

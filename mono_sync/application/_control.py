@@ -128,6 +128,7 @@ class Control:
                 return self._join(self._work), False
             if self.state is _CREATED:
                 self.state = _STOPPED
+                self._lifecycle.discard()
             if self.state in (_STOPPED, _FAILED) and not self._lifecycle.unfinished:
                 return None, False
             self._work = work = _Work(self._name)

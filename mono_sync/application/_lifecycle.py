@@ -13,7 +13,7 @@ from typing import Any, Final, Literal
 from mono_sync._durations import DEFAULT, Deadline
 from mono_sync.application._jobs import Outcome, describe
 from mono_sync.application._protocols import ModuleLifecycleEvent
-from mono_sync.application._registration import Kind, Registration
+from mono_sync.application._registration import APPLICATION, Kind, Registration
 from mono_sync.application._registry import Registry
 from mono_sync.application._resolver import start_order
 from mono_sync.application._steps import StepRunner
@@ -23,7 +23,6 @@ from mono_sync.messaging import ServiceContainer
 
 _log = logging.getLogger("mono_sync.application")
 
-_APPLICATION: Final = "application"  # the owner of the steps that are no module's
 _HOOK_TIMEOUT: Final = 1.0
 _ABORT_GRACE: Final = 2.0  # so that a step which only takes a moment is not stopped while it starts
 _RESERVE: Final = 2.0
@@ -93,6 +92,7 @@ class Lifecycle:
 
     def _phases(self) -> Iterator[Callable[[StepRunner, Deadline], None]]:
         """The start, phase by phase; the stop is the reverse."""
+        yield self._claim
         yield self._connect  # embedded server and connection
         yield self._each(self._registry.of(Kind.PLUGIN))  # in the order of registration
         yield self._each(self._registry.of(Kind.MIDDLEWARE))  # in the order of registration
@@ -119,6 +119,7 @@ class Lifecycle:
         Raises:
             ModuleStartError: a step failed or hung; its cause is the real error.
             DependencyError: the dependencies cannot be met.
+            RegistrationError: something registered is in use by another application.
             StepsAborted: the runner was told to abort.
             BaseException: whatever interrupted the calling thread; errors of the rollback are in its notes.
         """
@@ -139,10 +140,13 @@ class Lifecycle:
                 error.add_note(f"during rollback: {failure}")
             raise
 
+    def _claim(self, _runner: StepRunner, _deadline: Deadline) -> None:
+        self._registry.claim()
+
     def _connect(self, runner: StepRunner, deadline: Deadline) -> None:
-        close = _Undo(_APPLICATION, "close", partial(_close, self._connection))
-        self._do(runner, deadline, _APPLICATION, "connect", partial(_open, self._connection, deadline), undo=close)
-        self._undo.append(_Undo(_APPLICATION, "drain", partial(_drain, self._connection)))
+        close = _Undo(APPLICATION, "close", partial(_close, self._connection))
+        self._do(runner, deadline, APPLICATION, "connect", partial(_open, self._connection, deadline), undo=close)
+        self._undo.append(_Undo(APPLICATION, "drain", partial(_drain, self._connection)))
 
     def _in_dependency_order(self) -> list[Registration]:
         modules = {one.name: one for one in self._registry.of(Kind.MODULE)}
@@ -196,6 +200,10 @@ class Lifecycle:
 
     # --- stop
 
+    def discard(self) -> None:
+        """Stop without having started: the connection, which nothing has opened, cannot be opened any more."""
+        self._connection.close()
+
     def stop(self, runner: StepRunner) -> list[ModuleStopError]:
         """Stop everything and return what went wrong. After an interrupt, calling it again goes on with the rest."""
         began = time.monotonic()
@@ -221,6 +229,7 @@ class Lifecycle:
                 self._tell(runner, undo.module, "stopped", outcome, left)
         for container in self._containers.values():
             container.close()
+        self._registry.release()
         return failures
 
     # --- middleware
@@ -295,4 +304,4 @@ def _stop(module: Any, _budget: float | None) -> object:
 
 
 def _label(owner: str, phase: str) -> str:
-    return f"{phase} of the connection" if owner == _APPLICATION else f"{phase}() of {owner!r}"
+    return f"{phase} of the connection" if owner == APPLICATION else f"{phase}() of {owner!r}"

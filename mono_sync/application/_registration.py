@@ -21,6 +21,9 @@ class Kind(Enum):
     MODULE = "module"
 
 
+APPLICATION: Final = "application"
+"""Owner, in errors, of the steps that are no module's; so no module has this name."""
+
 _ARGUMENTS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
     {
         "start": (),
@@ -89,6 +92,7 @@ def inspect_module(module: Any) -> Registration:
         )
     kind = Kind.MIDDLEWARE if _exists(module, "on_module_lifecycle", shown) else Kind.MODULE
     name = _read_name(module, shown)
+    _check_reserved(name, shown)
     hooks = _check_members(module, kind, shown)
     dependencies = _read_dependencies(module, shown) if kind is Kind.MODULE else ()
     if dependencies and "set_dependency_container" not in hooks:
@@ -106,6 +110,7 @@ def inspect_plugin(plugin: Any, alias: str) -> Registration:
     shown = _check_instance(plugin)
     if not isinstance(alias, str) or not alias.strip():
         raise InvalidModuleError(shown, f"the alias of plugin {shown} must be a str that is not empty, not {alias!r}")
+    _check_reserved(alias, shown)
     missing = [member for member in ("set_container", "container") if not _exists(plugin, member, shown)]
     if missing:
         reason = f"it is no plugin, for it has no {' and no '.join(missing)}: use register(module) for modules"
@@ -162,6 +167,11 @@ def _read_name(module: Any, shown: str) -> str:
     if not name.strip():
         raise InvalidModuleError(shown, f"{shown}: name is empty")
     return name
+
+
+def _check_reserved(name: str, shown: str) -> None:
+    if name == APPLICATION:
+        raise InvalidModuleError(shown, f"{shown}: {name!r} stands for the application itself, in its errors")
 
 
 def _check_members(module: Any, kind: Kind, shown: str) -> frozenset[str]:

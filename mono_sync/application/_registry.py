@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator, Mapping
 
 from mono_sync.application._registration import Kind, Registration
 from mono_sync.errors import DuplicateNameError, RegistrationError
+
+_owners: dict[int, weakref.ref[Registry]] = {}
+"""Whose each registered object is, by the object's identity, while an application runs."""
 
 
 class Registry:
@@ -34,6 +38,28 @@ class Registry:
                     f"this {type(new.module).__qualname__} is registered already, as {old.name!r}: make another",
                 )
         self._all = {**self._all, new.name: new}
+
+    def claim(self) -> None:
+        """Keep every other application from starting with one of the same objects.
+
+        Raises:
+            RegistrationError: another one runs with it.
+        """
+        mine = weakref.ref(self)
+        for one in self._all.values():
+            owner = _owners.setdefault(id(one.module), mine)()
+            if owner is None:  # that application was dropped, its objects too: the identity is another object's now
+                _owners[id(one.module)] = mine
+            elif owner is not self:
+                self.release()
+                kind = type(one.module).__qualname__
+                raise RegistrationError(one.name, f"this {kind} is in use by another application that runs")
+
+    def release(self) -> None:
+        """Let other applications use the objects."""
+        for one in self._all.values():
+            if _owners.get(id(one.module)) == weakref.ref(self):
+                del _owners[id(one.module)]
 
     def get(self, name: str) -> Registration | None:
         """Return the registration of a module's name or a plugin's alias."""

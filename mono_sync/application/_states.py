@@ -26,7 +26,8 @@ class ApplicationState(Enum):
     """``stop()`` is at work, or was interrupted; calling it again goes on where it was interrupted."""
 
     STOPPED = "stopped"
-    """Every module had its ``stop()`` called, the connection is closed. The application never leaves this state."""
+    """All that had started had its ``stop()`` called, the connection is closed. The application never leaves this
+    state."""
 
     FAILED = "failed"
     """``start()`` failed; what had started has been stopped again, the connection is closed. The application never

@@ -177,6 +177,7 @@ YIELD = "contains a `yield`, so calling it would do nothing"
         (changed(name=...), "^Broken is no module: it has no name"),
         (changed(name=""), "^Broken: name is empty"),
         (changed(name="  "), "^Broken: name is empty"),
+        (changed(name="application"), "^Broken: 'application' stands for the application itself"),
         (changed(name=None), "^Broken: name must be a str, not NoneType"),
         (changed(name=7), "^Broken: name must be a str, not int"),
         (changed(name=b"orders"), "^Broken: name must be a str, not bytes"),
@@ -271,6 +272,7 @@ def test_a_name_that_hangs_is_given_up(app: MonoApplication, gate: Gate, monkeyp
         (changed(GoodPlugin, set_container=3), "kv", "^Broken: set_container must be a method"),
         (changed(GoodPlugin, start=...), "kv", r"^Broken is no plugin: it has no start\(\)"),
         (changed(GoodPlugin, name=""), "kv", "^Broken: name is empty"),
+        (changed(GoodPlugin), "application", "^Broken: 'application' stands for the application itself"),
         (
             changed(GoodPlugin, dependencies=["a"]),
             "kv",

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from mono_sync import ApplicationStateError, ConfigurationError, ModuleStartError
+from mono_sync import ApplicationStateError, ConfigurationError, ConnectionClosedError, ModuleStartError
 from mono_sync.adapter import ConnectionConfig
 from mono_sync.application import ApplicationState, MonoApplication
 from mono_sync.connection import ConnectionState
@@ -155,6 +155,9 @@ def test_stop_before_start_is_the_end(app: MonoApplication, journal: Journal) ->
     assert not journal
     with pytest.raises(ApplicationStateError, match="cannot be restarted"):
         app.start()
+    assert app.connection.state is ConnectionState.CLOSED
+    with pytest.raises(ConnectionClosedError, match="was closed"):
+        app.connection.open()
 
 
 def test_stopping_again_does_nothing(app: MonoApplication, journal: Journal) -> None:

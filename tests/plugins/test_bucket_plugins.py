@@ -11,6 +11,7 @@ import pytest
 
 import mono_sync
 from mono_sync import (
+    ApplicationState,
     BucketConfigError,
     BucketNotFoundError,
     ClosedError,
@@ -26,6 +27,7 @@ from mono_sync import (
     MonoError,
     ObjectBucket,
     PluginModule,
+    RegistrationError,
     ServiceContainer,
 )
 from mono_sync.adapter import ConnectionConfig
@@ -281,3 +283,21 @@ def test_buckets_have_their_data_again_in_the_next_application(
         with app:
             assert len(plugin.bucket(names[0]).keys()) == count
             plugin.bucket(names[0]).set(f"k{count}", b"v")
+
+
+def test_a_plugin_that_is_in_use_cannot_be_started_in_another_application(
+    nats_server: EmbeddedServer, names: tuple[str, str]
+) -> None:
+    plugin = KVJetStreamPlugin([KVBucketConfig(names[0], storage="memory")])
+    options = ConnectionConfig(token=nats_server.token)
+    first, second, third = (MonoApplication(servers=nats_server.url, connection=options) for _ in range(3))
+    for app in (first, second, third):
+        app.register_plugin(plugin, "kv")
+    with first:
+        with pytest.raises(RegistrationError, match="in use by another application") as caught:
+            second.start()
+        assert caught.value.module == "kv"
+        assert second.state is ApplicationState.FAILED
+        plugin.bucket(names[0]).set("still", b"there")
+    with third:
+        assert plugin.bucket(names[0]).get("still") == b"there"
