@@ -112,7 +112,6 @@ def test_one_that_was_dropped_and_never_stopped_says_so_and_nothing_else() -> No
 
 def test_it_works_and_ends_with_uvloop() -> None:
     """In a process of its own: uvloop keeps a pipe for as long as the process lives."""
-    pytest.importorskip("uvloop")
     done = run("""
         import uvloop
         from mono_sync import OperationTimeoutError
