@@ -1,4 +1,4 @@
-"""Synchronous, thread-based NATS: key-value and object storage, services and events for code without asyncio.
+"""Synchronous, thread-based NATS: key-value and object storage and modular applications for code without asyncio.
 
 Importing this package starts nothing: no thread, socket, process or file before ``start()``, ``connect()`` or ``with``.
 """

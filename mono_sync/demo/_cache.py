@@ -1,4 +1,4 @@
-"""A plugin of the demo's own: an in-memory cache whose entries expire, after the cache plugin of the seed."""
+"""A plugin of the demo's own: an in-memory cache whose entries expire."""
 
 from __future__ import annotations
 

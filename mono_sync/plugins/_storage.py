@@ -8,7 +8,7 @@ from mono_sync.storage import FSBucketConfig, KVBucket, KVBucketConfig, ObjectBu
 
 
 class KVJetStreamPlugin(BucketPlugin[KVBucketConfig, KVBucket]):
-    """Key-value storage for modules (seed: kv-jetstream).
+    """Key-value storage for modules.
 
     Register it under an alias; modules get it through ``set_plugin(alias, plugin)``::
 
@@ -23,7 +23,7 @@ class KVJetStreamPlugin(BucketPlugin[KVBucketConfig, KVBucket]):
 
 
 class FSJetStreamPlugin(BucketPlugin[FSBucketConfig, ObjectBucket]):
-    """Object storage for modules (seed: fs-jetstream).
+    """Object storage for modules.
 
     Register it under an alias; modules get it through ``set_plugin(alias, plugin)``::
 
