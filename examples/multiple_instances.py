@@ -1,7 +1,8 @@
 """One plugin twice: a primary and a backup storage, and a module that copies to both and reads from the one that works.
 
-A plugin may be registered any number of times under different aliases, each instance with buckets of its own. A module
-that implements ``set_plugin`` is handed every plugin with its alias, before it starts, and keeps those that it needs.
+A plugin may be registered any number of times under different aliases, each instance with a list of buckets of its own.
+The names of the buckets must differ: those of one name on one server are one bucket. A module that implements
+``set_plugin`` is handed every plugin with its alias, before it starts, and keeps those that it needs.
 
 Run it: python examples/multiple_instances.py
 """

@@ -34,8 +34,13 @@ class Connection(CoreConnection):
     def kv(self, bucket: str | KVBucketConfig, *, timeout: Timeout = DEFAULT) -> KVBucket:
         """Open a key-value bucket: an existing one by its name, or by a configuration, which creates or updates it.
 
+        Use the name unless you own the bucket. A configuration sets every option, those left out to their defaults: on
+        a bucket that exists this undoes what its owner has chosen, and a lower ``history`` or a shorter ``ttl`` deletes
+        data.
+
         Raises:
             BucketNotFoundError: there is none of that name.
+            ConfigurationError: not a legal name, or no configuration of a key-value bucket.
             BucketConfigError: the server refuses the configuration.
             UnsupportedByServerError: the server is too old for an option.
         """
@@ -44,8 +49,12 @@ class Connection(CoreConnection):
     def objects(self, bucket: str | FSBucketConfig, *, timeout: Timeout = DEFAULT) -> ObjectBucket:
         """Open an object bucket: an existing one by its name, or by a configuration, which creates or updates it.
 
+        Use the name unless you own the bucket. A configuration sets every option, those left out to their defaults: on
+        a bucket that exists this undoes what its owner has chosen, and a shorter ``ttl`` deletes data.
+
         Raises:
             BucketNotFoundError: there is none of that name.
+            ConfigurationError: not a legal name, or no configuration of an object bucket.
             BucketConfigError: the server refuses the configuration.
             UnsupportedByServerError: the server is too old for an option.
         """

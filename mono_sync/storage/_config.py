@@ -109,6 +109,8 @@ class BucketConfig:
 class KVBucketConfig(BucketConfig):
     """Configuration of a key-value bucket; immutable, checked when made.
 
+    It describes the whole bucket: opening an existing one with it sets every option, those left out to their defaults.
+
     Args:
         name: letters, digits, ``-`` and ``_``.
         description: for people.
@@ -153,6 +155,8 @@ class KVBucketConfig(BucketConfig):
 @dataclass(frozen=True, slots=True)
 class FSBucketConfig(BucketConfig):
     """Configuration of an object bucket; immutable, checked when made.
+
+    It describes the whole bucket: opening an existing one with it sets every option, those left out to their defaults.
 
     Args:
         name: letters, digits, ``-`` and ``_``.

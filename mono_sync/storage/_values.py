@@ -112,7 +112,7 @@ class ObjectInfo:
         chunks: number of messages that hold it.
         nuid: identity of this version's chunks.
         description: for people.
-        headers: by name, several values each.
+        headers: by name, a tuple of values each, also where there is one.
         revision: number of this version in the bucket; a later version has a larger one.
         link: ``bucket`` or ``bucket/object`` that this one stands for, as other NATS clients can make them; else None.
     """
