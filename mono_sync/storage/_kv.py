@@ -106,7 +106,9 @@ class KVBucket(Bucket[KVBucketConfig]):
         Raises:
             ValueTooLargeError: more than bucket or server take.
             BucketFullError: the bucket's limit is reached.
+            ValueError: a ttl of less than a second, or longer than the server can count.
             UnsupportedByServerError: a ttl, and a server that knows none.
+            BucketConfigError: a ttl, and a bucket that another client made without a TTL per key.
         """
         self.put_with_revision(key, value, ttl=ttl, timeout=timeout)
 
@@ -119,7 +121,7 @@ class KVBucket(Bucket[KVBucketConfig]):
     def create(self, key: str, value: Payload, *, ttl: Duration | None = None, timeout: Timeout = DEFAULT) -> int:
         """Write a value if the key is missing, deleted, purged or expired, and return its revision.
 
-        Of any number of callers at the same moment exactly one succeeds. Arguments as for `set`.
+        Of any number of callers at the same moment exactly one succeeds. Arguments and errors are those of `set`, and:
 
         Raises:
             KeyExistsError: the key is there.
@@ -142,7 +144,9 @@ class KVBucket(Bucket[KVBucketConfig]):
     def update(
         self, key: str, value: Payload, revision: int, *, ttl: Duration | None = None, timeout: Timeout = DEFAULT
     ) -> int:
-        """Write a value if the key is still at ``revision``, and return its new revision. Arguments as for `set`.
+        """Write a value if the key is still at ``revision``, and return its new revision.
+
+        Arguments and errors are those of `set`, and:
 
         Raises:
             RevisionMismatchError: it is at another revision, or missing; nothing was written.
@@ -161,6 +165,7 @@ class KVBucket(Bucket[KVBucketConfig]):
 
         Raises:
             RevisionMismatchError: it is at another revision, or missing; nothing was deleted.
+            ValueError: ``revision`` is less than 1.
         """
         self._remove(key, {"KV-Operation": "DEL"}, revision, timeout)
 

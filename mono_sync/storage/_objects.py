@@ -38,7 +38,8 @@ class ObjectBucket(Bucket[FSBucketConfig]):
     Every call takes ``timeout``, a total deadline in seconds for all chunks together; omitted, it is the connection's.
     Calls may raise, besides what they list, `OperationTimeoutError`, `ConnectionLostError` and `ConnectionClosedError`
     (a write may have happened in the first two cases), `BucketNotFoundError` when the bucket was deleted meanwhile,
-    `InvalidKeyError` and `TypeError` on bad arguments, and `JetStreamUnavailableError`.
+    `InvalidKeyError` and `TypeError` on bad arguments, `JetStreamUnavailableError`, and `StorageError` where another
+    client has left something that does not describe an object.
 
     Get one from a plugin, or from ``connection.objects(name)``.
     """
@@ -65,6 +66,7 @@ class ObjectBucket(Bucket[FSBucketConfig]):
         Raises:
             DigestMismatchError: chunks are missing or damaged.
             ObjectChangedError: it was replaced again and again while being read.
+            StorageError: it is a link to another object, which other NATS clients can make.
         """
         deadline, direct = self._deadline(timeout), self._direct
         info = self._find(key, deadline)
