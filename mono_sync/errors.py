@@ -1,4 +1,7 @@
-"""Every exception that mono_sync raises on purpose.
+"""Every exception type of mono_sync.
+
+What goes wrong while mono_sync works is one of these. Besides, an argument of a wrong type or value may be a plain
+``TypeError`` or ``ValueError``, and the stop of an application raises an ``ExceptionGroup`` of `ModuleStopError`.
 
 The tree; behind each name the builtin that it also is, so that ``except TimeoutError`` or ``except KeyError`` works::
 
@@ -138,7 +141,10 @@ def _rebuild(cls: type[MonoError], message: str, facts: dict[str, Any]) -> MonoE
 
 
 class MonoError(Exception):
-    """The root: ``except MonoError`` catches whatever mono_sync raises on purpose.
+    """The root: ``except MonoError`` catches whatever goes wrong while mono_sync works.
+
+    It does not catch a plain ``TypeError`` or ``ValueError``, which a wrong argument may be, nor the ``ExceptionGroup``
+    that the stop of an application raises; ``except* MonoError`` catches that.
 
     ``str(error)`` is the message, also where the builtin base would show something else (``KeyError`` quotes it).
     Instances survive pickling with their attributes; as usual, ``__cause__`` and the traceback do not.
