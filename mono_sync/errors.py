@@ -178,8 +178,9 @@ class ForkedError(MonoError, RuntimeError):
 class OperationTimeoutError(MonoError, TimeoutError):
     """The deadline of one call passed.
 
-    The call has been given up: if its message had not been handed to the operating system yet, it is never sent. A
-    message that had been sent may still take effect, so after a write the outcome is not known.
+    The call has been given up: a message whose turn to be written had not come is never sent. One that had been written
+    may still take effect, also when it has to wait for the socket inside the process (one message at most, unless
+    ``pending_size`` of the connection lets more of them wait). So after a write the outcome is not known.
 
     Attributes:
         operation: what was called, for example ``"request $JS.API.INFO"``.

@@ -23,9 +23,10 @@ class ConnectionConfig:
     """Options of a connection to NATS; immutable, checked when made, safe to log.
 
     Args:
-        servers: ``nats://`` or ``tls://`` addresses: a sequence, or one str with commas between them; none is
-            ``nats://127.0.0.1:4222``. ``tls://`` means that the connection is encrypted or does not come about.
-            Credentials in an address hold for that server only.
+        servers: ``nats://`` or ``tls://`` addresses: a sequence, or one str with commas between them. ``tls://`` means
+            that the connection is encrypted or does not come about. Credentials in an address hold for that server
+            only. None given: `connect` and `MonoApplication` take those of ``MONO_SYNC_SERVERS`` or start an embedded
+            server, a `Connection` made directly takes ``nats://127.0.0.1:4222``.
         name: shown in the server's monitoring.
         user: with ``password``.
         password: with ``user``.
@@ -41,8 +42,9 @@ class ConnectionConfig:
             one, and is shortened at random by up to a half so that many clients do not return at the same moment.
         reconnect_max_wait: the longest such pause, in seconds.
         max_reconnect_attempts: attempts in a row at each server before the connection closes itself; None is for ever.
-        pending_size: bytes that may wait inside the process when the socket takes no more. At 0 a call writes only
-            when all earlier bytes have been handed over, so that a call which timed out while waiting is never sent.
+        pending_size: bytes that may wait inside the process when the socket takes no more; they are sent later, even
+            when their calls have timed out meanwhile. At 0 a call writes only when the socket has taken all earlier
+            bytes, so that this can happen to one message at most, and a call that timed out before is never sent.
         ping_interval: seconds between two pings; a server that leaves two unanswered is taken for lost.
         inbox_prefix: first token(s) of the subjects on which answers arrive.
 
