@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import logging
 import os
 import signal
@@ -12,12 +13,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import TextIO
 
 from mono_sync import ConfigurationError, ModuleStartError, MonoError
 from mono_sync.demo._errors import DemoError
-from mono_sync.demo._progress import size_text
 from mono_sync.demo._run import Demo, Settings
 from mono_sync.demo._sources import Sources, directory, standard_library
+from mono_sync.demo._text import counted, printable, size_text
 
 _DESCRIPTION = """\
 Store every file of a directory as an object, count their words in key-value storage from several threads with
@@ -30,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = _DESCRIPTION
     parser.add_argument(
         "--directory",
-        type=Path,
+        type=_path,
         metavar="DIR",
         help="files to work on (default: the Python sources of the standard library)",
     )
@@ -48,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--store-dir",
-        type=Path,
+        type=_path,
         metavar="DIR",
         help="where the embedded server keeps its data (default: a temporary directory)",
     )
@@ -56,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--bucket",
         default="mono-sync-demo",
         metavar="NAME",
-        help="buckets to use; what is in them is replaced (default: mono-sync-demo)",
+        help="buckets to use; what is in them is replaced, so no two demos may share them (default: mono-sync-demo)",
     )
     parser.add_argument("-v", "--verbose", action="store_true", help="show the log of the library")
 
@@ -67,6 +69,7 @@ def run_command(args: argparse.Namespace, parser: argparse.ArgumentParser) -> in
     Raises:
         SystemExit: the arguments are wrong; its code is 2.
     """
+    _prepare_output()
     if args.verbose:
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     signals: list[int] = []
@@ -100,7 +103,8 @@ def _run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         demo = Demo(sources, settings)
     except ConfigurationError as error:
         parser.error(str(error))
-    print(f"{len(sources.files):,} files, {size_text(sources.size)}, in {sources.directory}", flush=True)
+    files = counted(len(sources.files), "file")
+    print(f"{files}, {size_text(sources.size)}, in {printable(sources.directory)}", flush=True)
     report = demo.run(sys.stdout)
     print(report.text(), flush=True)
     return 1 if report.faults else 0
@@ -112,17 +116,36 @@ def _sources(path: Path | None, parser: argparse.ArgumentParser) -> Sources:
     except OSError as error:
         if path is None:
             raise DemoError(f"the standard library is not here as files, give a --directory: {error}") from error
-        parser.error(f"--directory {path}: {error.strerror or error}")
+        parser.error(f"--directory {printable(path)}: {error.strerror or error}")
     if not sources.files:
         left_out = f"; {len(sources.skipped)} that cannot be used" if sources.skipped else ""
-        raise DemoError(f"no files in {sources.directory}{left_out}")
+        raise DemoError(f"no files in {printable(sources.directory)}{left_out}")
     return sources
 
 
 def _fail(reason: str) -> int:
     first = reason.splitlines()[0] if reason else "unknown reason"
-    print(f"mono-sync demo: error: {first}", file=sys.stderr)
+    print(f"mono-sync demo: error: {printable(first)}", file=sys.stderr)
     return 1
+
+
+def _prepare_output() -> None:
+    """Let both streams take any text: escape what their encoding lacks, and drop the text of one that is closed."""
+    sys.stdout, sys.stderr = map(_tolerant, (sys.stdout, sys.stderr))
+
+
+def _tolerant(stream: TextIO | None) -> TextIO:
+    if stream is None:
+        return open(os.open(os.devnull, os.O_WRONLY), "w", encoding="utf-8", closefd=False)
+    if isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(errors="backslashreplace")
+    return stream
+
+
+def _path(text: str) -> Path:
+    if not text:
+        raise argparse.ArgumentTypeError("an empty path names nothing")  # for Path it is the current directory
+    return Path(text)
 
 
 def _number(low: int, high: int) -> Callable[[str], int]:

@@ -184,7 +184,7 @@ class Indexer:
                 continue
             cache.set(key, Shard(merged, revision))
             return conflicts
-        raise DemoError(f"key {key} was changed by others {_MAX_ATTEMPTS} times in a row")
+        raise DemoError(f"key {key} was changed by others {_MAX_ATTEMPTS} times in a row: use a --bucket of your own")
 
     def _open_bucket(self) -> KVBucket:
         if self._bucket is None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from mono_sync import FSJetStreamPlugin, ObjectBucket, PluginModule, ServiceContainer
 from mono_sync.demo._errors import DemoError
 from mono_sync.demo._sources import SourceFile, Sources, by_size
+from mono_sync.demo._text import printable
 from mono_sync.demo._threads import Feed, share
 
 Advance = Callable[[int], None]
@@ -102,7 +103,7 @@ class Library:
 
         share(by_size(self._sources.files), work, threads=self._threads, name="library")
         if not self._stored:
-            raise DemoError(f"none of the files in {self._sources.directory} could be read")
+            raise DemoError(f"none of the files in {printable(self._sources.directory)} could be read")
         bucket, stored = self._open_bucket(), {file.name for file in self._stored}
         for info in bucket.list():
             if info.name not in stored:

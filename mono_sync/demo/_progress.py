@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TextIO
 
+from mono_sync.demo._text import counted, size_text
+
 _ON_TERMINAL = 0.1
 _ELSEWHERE = 2.0
 
@@ -40,7 +42,7 @@ class Progress:
         def line() -> str:
             share = done_size / size if size else done_files / max(1, files)
             of_size = f"{size_text(done_size):>8} of {size_text(size)}"
-            return f"{title:<10}{done_files:>7,} of {files:,} files {of_size}  {share:>4.0%}"
+            return f"{title:<10}{done_files:>7,} of {counted(files, 'file')} {of_size}  {share:>4.0%}"
 
         def advance(file_size: int) -> None:
             nonlocal done_files, done_size, shown
@@ -66,12 +68,3 @@ class Progress:
         else:
             self._out.write(line + "\n")
         self._out.flush()
-
-
-def size_text(size: float) -> str:
-    """Return a number of bytes for people."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000 or unit == "GB":
-            break
-        size /= 1000
-    return f"{size:,.0f} {unit}" if unit == "B" else f"{size:,.1f} {unit}"

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from mono_sync.demo._auditor import Audit
 from mono_sync.demo._indexer import IndexStatistics
-from mono_sync.demo._progress import size_text
+from mono_sync.demo._text import counted, printable, size_text
 
 _SHOWN = 5
 
@@ -35,31 +35,37 @@ class Report:
 
     def started(self, server: str, modules: int, plugins: int) -> None:
         """Say what has been started."""
-        self.lines["start"] = [f"{server}; {plugins} plugins, {modules} modules"]
+        self.lines["start"] = [f"{server}; {counted(plugins, 'plugin')}, {counted(modules, 'module')}"]
 
     def stored(self, files: int, size: int, threads: int) -> None:
         """Say what has been stored."""
         seconds = self.seconds["store"]
         rates = f"{size_text(size / seconds)}/s, {files / seconds:,.0f} files/s"
-        self.lines["store"] = [f"{files:,} files, {size_text(size)}, by {threads} threads: {rates}"]
+        self.lines["store"] = [f"{counted(files, 'file')}, {size_text(size)}, by {counted(threads, 'thread')}: {rates}"]
 
     def indexed(self, index: IndexStatistics, hit_rate: float, threads: int) -> None:
         """Say what the index has cost."""
+        if not index.writes:
+            self.lines["index"] = ["no words, so nothing was written"]
+            return
         rate = index.writes / self.seconds["index"]
+        work = f"{counted(index.words, 'word')}, by {counted(threads, 'thread')}"
         attempts = f"{index.attempts_per_success:.2f} attempts per success, at most {index.most_attempts}"
         self.lines["index"] = [
-            f"{index.words:,} words, by {threads} threads: {index.writes:,} writes, {rate:,.0f} writes/s",
-            f"{index.conflicts:,} conflicts, all retried: {attempts}; cache hit rate {hit_rate:.1%}",
+            f"{work}: {counted(index.writes, 'write')}, {rate:,.0f} writes/s",
+            f"{counted(index.conflicts, 'conflict')}, each retried: {attempts}; cache hit rate {hit_rate:.1%}",
         ]
 
     def verified(self, audit: Audit, size: int) -> None:
         """Say what the audit has found."""
         rate = size_text(size / self.seconds["verify"])
         self.lines["verify"] = [
-            f"{audit.objects:,} objects, {size_text(size)}, read again: {rate}/s",
-            f"{audit.words:,} words, {audit.distinct:,} distinct, compared with {audit.keys:,} keys",
+            f"{counted(audit.objects, 'object')}, {size_text(size)}, read again: {rate}/s",
+            f"{counted(audit.words, 'word')}, {audit.distinct:,} distinct, compared with {counted(audit.keys, 'key')}",
         ]
         self.faults += audit.faults
+        if audit.faults:
+            self.notes.append("this also happens when two demos share their buckets: each needs a --bucket of its own")
         if audit.changed:
             self.notes.append(f"changed since they were stored, so compared with that: {_some(audit.changed)}")
 
@@ -86,4 +92,4 @@ class Report:
 
 def _some(items: list[str]) -> str:
     more = len(items) - _SHOWN
-    return "; ".join(items[:_SHOWN]) + (f"; and {more:,} more" if more > 0 else "")
+    return "; ".join(map(printable, items[:_SHOWN])) + (f"; and {more:,} more" if more > 0 else "")

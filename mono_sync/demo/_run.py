@@ -23,6 +23,7 @@ from mono_sync.demo._library import Library
 from mono_sync.demo._progress import Progress
 from mono_sync.demo._report import Report
 from mono_sync.demo._sources import Sources
+from mono_sync.demo._text import printable
 
 _CALL_TIMEOUT = 30.0
 """Seconds; generous, for one call may store a large file on a distant cluster."""
@@ -122,5 +123,5 @@ class Demo:
         version = f"nats-server {connection.server_info.version}"
         if connection.server is None:
             return f"{version} at {connection.server_info.url}"
-        where = "a temporary directory" if self._settings.store_dir is None else str(connection.server.store_dir)
+        where = "a temporary directory" if self._settings.store_dir is None else printable(connection.server.store_dir)
         return f"{version}, embedded, in {where}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -50,12 +50,15 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
 
 @pytest.fixture
 def start_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """Start the command as a process of its own, in which every warning is an error; it ends with the test."""
+    """Start the command as a process of its own, in which every warning is an error; it ends with the test.
+
+    ``through`` is a command that starts it in its turn.
+    """
     started = []
 
-    def start(*arguments: object, stdout: int = subprocess.PIPE) -> subprocess.Popen[str]:
+    def start(*arguments: object, stdout: int = subprocess.PIPE, through: Sequence[str] = ()) -> subprocess.Popen[str]:
         process = subprocess.Popen(
-            [sys.executable, "-W", "error", "-m", "mono_sync", "demo", *map(str, arguments)],
+            [*through, sys.executable, "-W", "error", "-m", "mono_sync", "demo", *map(str, arguments)],
             env={**os.environ, "PYTHONPATH": str(Path(mono_sync.__file__).parent.parent)},
             cwd=tmp_path_factory.mktemp("elsewhere"),
             stdin=subprocess.DEVNULL,

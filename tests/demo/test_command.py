@@ -100,7 +100,7 @@ def test_threads_that_meet_at_one_key_lose_no_word(run: Run, tmp_path: Path, mon
     monkeypatch.setattr(_indexer, "_BATCH", 1)
     code, output, _ = run("--directory", tmp_path, "--shards", 1)
     assert code == 0
-    conflicts = re.search(r"([\d,]+) conflicts, all retried: ([\d.]+) attempts per success", output)
+    conflicts = re.search(r"([\d,]+) conflicts?, each retried: ([\d.]+) attempts per success", output)
     assert conflicts
     assert int(conflicts[1].replace(",", "")) > 0
     assert float(conflicts[2]) > 1
@@ -188,6 +188,7 @@ def test_wrong_count_fails_the_verification(
     code, output, _ = run("--directory", files, "--servers", server_url, "--shards", 2)
     assert code == 1
     assert "word 'unheard': the index says 1, the files 0" in output
+    assert "Note: this also happens when two demos share their buckets: each needs a --bucket of its own." in output
 
 
 def test_file_that_changes_meanwhile_is_named_and_compared_with_what_was_stored(
@@ -293,6 +294,8 @@ def test_failure_leaves_no_thread(run: Run, files: Path, monkeypatch: pytest.Mon
     [
         (["--directory", "no-such-directory"], "--directory no-such-directory: No such file or directory"),
         (["--directory", __file__], "Not a directory"),
+        (["--directory", ""], "--directory: an empty path names nothing"),
+        (["--store-dir", ""], "--store-dir: an empty path names nothing"),
         (["--threads", "0"], "0 is not from 1 to 64"),
         (["--threads", "many"], "--threads"),
         (["--shards", "10000"], "10000 is not from 1 to 9999"),
@@ -416,6 +419,59 @@ def test_reader_that_goes_away_is_no_traceback(start_process: StartProcess) -> N
     process.stderr.close()
     assert process.returncode == 1
     assert_one_line(errors, "nobody reads the output")
+
+
+# --- output that cannot be what it should be
+
+
+def test_path_that_the_encoding_lacks_is_escaped(start_process: StartProcess, files: Path) -> None:
+    folder = files.rename(files.with_name("grün"))
+    process = start_process("--directory", folder, through=["env", "PYTHONIOENCODING=ascii"])
+    output, errors = process.communicate(timeout=30)
+    assert (process.returncode, errors) == (0, "")
+    assert f"in {folder.parent.resolve()}/gr\\xfcn\n" in output
+
+
+def test_output_that_is_closed_is_no_traceback(start_process: StartProcess, files: Path) -> None:
+    process = start_process("--directory", files, through=["sh", "-c", 'exec "$@" >&-', "sh"])
+    output, errors = process.communicate(timeout=30)
+    assert (process.returncode, output, errors) == (0, "", "")
+
+
+def test_error_output_that_is_closed_is_no_traceback(start_process: StartProcess, tmp_path: Path) -> None:
+    process = start_process("--directory", tmp_path, through=["sh", "-c", 'exec "$@" 2>&-', "sh"])
+    output, _ = process.communicate(timeout=30)
+    assert (process.returncode, output) == (1, "")
+
+
+def test_names_reach_the_terminal_without_what_it_would_obey(run: Run, files: Path) -> None:
+    folder = files.rename(files.with_name("red\x1b[31m"))
+    (folder / "cir\ncle\x07").symlink_to("cir\ncle\x07")
+    code, output, _ = run("--directory", folder)
+    assert code == 0
+    assert "red\\x1b[31m\n" in output
+    assert "Note: skipped: cir\\ncle\\x07 (Too many levels of symbolic links)." in output
+    assert all(line.isprintable() for line in output.split("\n"))
+
+
+def test_names_in_errors_reach_the_terminal_without_what_it_would_obey(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "red\n\x1b[31m").mkdir()
+    _, _, errors = run("--directory", tmp_path / "red\n\x1b[31m")
+    assert_one_line(errors, "red\\n\\x1b[31m")
+
+
+def test_one_of_everything_is_no_plural(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("word")
+    _, output, _ = run("--directory", tmp_path, "--threads", 1, "--shards", 1)
+    assert not re.search(r"\b1 \w+s\b", output), output
+
+
+def test_files_without_words_have_no_attempts(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "binary.bin").write_bytes(b"\0the")
+    code, output, _ = run("--directory", tmp_path)
+    assert code == 0
+    assert re.search(r"^  index +\d+\.\d\d s   no words, so nothing was written$", output, re.MULTILINE)
+    assert "attempts" not in output
 
 
 # --- what it is made of

@@ -6,7 +6,7 @@ import io
 
 import pytest
 
-from mono_sync.demo._progress import Progress, size_text
+from mono_sync.demo._progress import Progress
 
 
 class Terminal(io.StringIO):
@@ -71,10 +71,3 @@ def test_files_without_bytes_count_as_files() -> None:
     with Progress(out).step("storing", 2, 0) as advance:
         advance(0)
     assert " 50%" in out.getvalue()
-
-
-@pytest.mark.parametrize(
-    ("size", "text"), [(0, "0 B"), (999, "999 B"), (1500, "1.5 kB"), (12_118_641, "12.1 MB"), (5e12, "5,000.0 GB")]
-)
-def test_size_is_readable(size: float, text: str) -> None:
-    assert size_text(size) == text
