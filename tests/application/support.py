@@ -8,6 +8,7 @@ from typing import Any
 
 from mono_sync.application import HealthStatus, ModuleLifecycleEvent, PluginModule
 from mono_sync.messaging import ServiceContainer
+from tests.support.threads import Background
 
 BOUND = 20.0  # seconds that a test waits at most for what should happen at once
 
@@ -151,36 +152,6 @@ class Gate:
 
     def release(self) -> None:
         self._released.set()
-
-
-class Background(threading.Thread):
-    """A call on a thread of its own, whose result or exception the test asks for."""
-
-    def __init__(self, call: Callable[[], Any]) -> None:
-        super().__init__(daemon=True)
-        self._call = call
-        self._result: Any = None
-        self._error: BaseException | None = None
-        self.start()
-
-    def run(self) -> None:
-        try:
-            self._result = self._call()
-        except BaseException as error:
-            self._error = error
-
-    def error(self) -> BaseException | None:
-        """Wait for the end, and return what it raised."""
-        self.join(BOUND)
-        assert not self.is_alive(), "the call did not return"
-        return self._error
-
-    def result(self) -> Any:
-        """Wait for the end, and return its result."""
-        error = self.error()
-        if error is not None:
-            raise error
-        return self._result
 
 
 def names_started(journal: Iterable[str]) -> list[str]:

@@ -25,7 +25,6 @@ from mono_sync.server import EmbeddedServerConfig
 from tests.application.conftest import MakeApp
 from tests.application.support import (
     BOUND,
-    Background,
     Dependent,
     Gate,
     Journal,
@@ -36,6 +35,8 @@ from tests.application.support import (
     Provider,
 )
 from tests.fixtures.servers import RunNatsServer
+from tests.support.network import LOOPBACK, unused_port
+from tests.support.threads import Background
 
 NASTY = [ValueError("boom"), SystemExit(3), KeyboardInterrupt("boom"), GeneratorExit("boom"), BaseException("boom")]
 nasty = pytest.mark.parametrize("error", NASTY, ids=lambda error: type(error).__name__)
@@ -230,13 +231,14 @@ def test_a_rollback_that_hangs_too_is_bounded_by_the_shutdown_timeout(
 # --- server and connection
 
 
-def test_an_unreachable_server_fails_the_start_of_the_application(unused_port: int, journal: Journal) -> None:
-    app = MonoApplication(servers=f"nats://127.0.0.1:{unused_port}", start_timeout=3.0)
+def test_an_unreachable_server_fails_the_start_of_the_application(journal: Journal) -> None:
+    port = unused_port()
+    app = MonoApplication(servers=f"nats://{LOOPBACK}:{port}", start_timeout=3.0)
     app.register_plugin(Plugin(journal, "kv"), "kv")
     error = failed(app)
     assert (error.module, error.phase) == ("application", "connect")
     assert isinstance(error.__cause__, ConnectFailedError)
-    assert f"127.0.0.1:{unused_port}" in str(error)
+    assert f"{LOOPBACK}:{port}" in str(error)
     assert not journal
 
 

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from mono_sync.application import ApplicationState, HealthStatus, ModuleHealth, MonoApplication
-from tests.application.support import BOUND, Background, Checked, Gate, Journal, Middleware, Part, Plugin
+from tests.application.support import BOUND, Checked, Gate, Journal, Middleware, Part, Plugin
 from tests.fixtures.servers import RunNatsServer
 from tests.fixtures.waiting import wait_until
+from tests.support.threads import Background
 
 WELL = HealthStatus(healthy=True)
 

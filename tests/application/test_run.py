@@ -14,9 +14,10 @@ from mono_sync import ApplicationStateError, ModuleStartError
 from mono_sync.application import ApplicationState, MonoApplication
 from mono_sync.connection import ConnectionState
 from tests.application.conftest import MakeApp
-from tests.application.support import Background, Gate, Journal, Part
+from tests.application.support import Gate, Journal, Part
 from tests.fixtures.processes import Program, is_running
 from tests.fixtures.waiting import wait_until
+from tests.support.threads import Background
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 every_signal = pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)

@@ -17,8 +17,9 @@ from mono_sync.application import ApplicationState, MonoApplication
 from mono_sync.connection import ConnectionState
 from mono_sync.server import EmbeddedServerConfig
 from tests.application.conftest import MakeApp
-from tests.application.support import BOUND, Background, Gate, Journal, Part, Plugin
+from tests.application.support import BOUND, Gate, Journal, Part, Plugin
 from tests.fixtures.waiting import wait_until
+from tests.support.threads import Background
 
 RUNNING, STOPPED, FAILED = ApplicationState.RUNNING, ApplicationState.STOPPED, ApplicationState.FAILED
 

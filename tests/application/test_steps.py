@@ -23,8 +23,9 @@ from mono_sync import LoopStartError, OperationTimeoutError
 from mono_sync.application import _jobs
 from mono_sync.application._lifecycle import share
 from mono_sync.application._steps import StepRunner, StepsAborted
-from tests.application.support import BOUND, Background, Gate
+from tests.application.support import BOUND, Gate
 from tests.fixtures.waiting import wait_until
+from tests.support.threads import Background
 
 Threads = Callable[[], list[threading.Thread]]
 START_NEW_THREAD = "_start_joinable_thread" if sys.version_info >= (3, 13) else "_start_new_thread"

@@ -9,7 +9,6 @@ import pty
 import re
 import shutil
 import signal
-import socket
 import subprocess
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -26,6 +25,7 @@ from mono_sync.demo._indexer import Indexer, IndexStatistics
 from mono_sync.demo._library import Library
 from tests.fixtures.leaks import our_threads
 from tests.fixtures.waiting import wait_until
+from tests.support.network import unused_port
 
 Run = Callable[..., tuple[int, str, str]]
 StartProcess = Callable[..., subprocess.Popen[str]]
@@ -217,12 +217,6 @@ def test_unusable_files_are_skipped_with_their_reasons(run: Run, files: Path, mo
 # --- errors
 
 
-def closed_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
 def assert_one_line(errors: str, text: str) -> None:
     assert re.fullmatch(r"mono-sync demo: error: [^\n]*\n", errors), errors
     assert text in errors
@@ -251,7 +245,7 @@ def test_directory_whose_files_have_all_gone_is_an_error(
 
 
 def test_unreachable_server_is_an_error(run: Run, files: Path) -> None:
-    port = closed_port()
+    port = unused_port()
     code, _, errors = run("--directory", files, "--servers", f"nats://127.0.0.1:{port}")
     assert code == 1
     assert_one_line(errors, f"error: cannot connect to NATS: nats://127.0.0.1:{port}: ")

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from mono_sync.loop import LoopThread
-from tests.loop.helpers import Background
+from tests.support.threads import Background
 
 MakeLoop = Callable[..., LoopThread]
 
@@ -45,8 +45,8 @@ def background() -> Iterator[Callable[..., Background]]:
 
     yield run
     for one in running:
-        one.thread.join(10)
-        assert not one.thread.is_alive()
+        one.join(10)
+        assert not one.is_alive()
 
 
 @pytest.fixture

@@ -38,30 +38,6 @@ async def for_ever(begun: threading.Event | None = None, ended: list[str] | None
             ended.append("cancelled")
 
 
-class Background:
-    """A function in a daemon thread."""
-
-    def __init__(self, fn: Callable[..., Any], *args: Any) -> None:
-        self._value: Any = None
-        self._error: BaseException | None = None
-        self.thread = threading.Thread(target=self._run, args=(fn, *args), name="test-background", daemon=True)
-        self.thread.start()
-
-    def _run(self, fn: Callable[..., Any], *args: Any) -> None:
-        try:
-            self._value = fn(*args)
-        except BaseException as error:
-            self._error = error
-
-    def result(self, timeout: float = 10.0) -> Any:
-        """Return or raise what the function did."""
-        self.thread.join(timeout)
-        assert not self.thread.is_alive(), f"still running after {timeout:g} s"
-        if self._error is not None:
-            raise self._error
-        return self._value
-
-
 class Clock:
     """Seconds since it was made."""
 

@@ -21,7 +21,8 @@ from mono_sync.errors import BlockingCallError, LoopError, OperationTimeoutError
 from mono_sync.loop import LoopThread
 from tests.fixtures.waiting import wait_until
 from tests.loop.conftest import MakeLoop
-from tests.loop.helpers import GRACE, Background, Clock, answer, call, for_ever, run
+from tests.loop.helpers import GRACE, Clock, answer, call, for_ever, run
+from tests.support.threads import Background
 
 
 def test_run_returns_the_result_of_the_coroutine(loop: LoopThread) -> None:

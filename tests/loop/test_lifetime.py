@@ -24,7 +24,8 @@ from mono_sync.loop import LoopThread
 from tests.fixtures.leaks import open_files
 from tests.fixtures.waiting import wait_until
 from tests.loop.conftest import MakeLoop
-from tests.loop.helpers import GRACE, Background, Clock, answer, call, for_ever, run
+from tests.loop.helpers import GRACE, Clock, answer, call, for_ever, run
+from tests.support.threads import Background
 
 InBackground = Callable[..., Background]
 

@@ -32,7 +32,8 @@ from mono_sync import (
 )
 from mono_sync.adapter import ConnectionConfig
 from mono_sync.server import EmbeddedServer
-from tests.storage.helpers import Background, RawStream
+from tests.storage.helpers import RawStream
+from tests.support.threads import Repeated
 
 AnyPlugin = KVJetStreamPlugin | FSJetStreamPlugin
 
@@ -199,7 +200,7 @@ def test_a_bucket_asked_for_while_the_plugin_stops_is_there_or_refused(
         with suppress(ClosedError):
             assert isinstance(plugin.bucket(names[0]), KVBucket)
 
-    with Background([ask] * 2):
+    with Repeated([ask] * 2):
         for _ in range(10):
             plugin.start()
             plugin.stop()

@@ -18,6 +18,7 @@ from mono_sync.server import EmbeddedServer, EmbeddedServerConfig
 from mono_sync.server._probe import NotReadyError, probe
 from tests.fixtures.raw_nats import info, request, store, stored
 from tests.fixtures.servers import StartServer
+from tests.support.network import LOOPBACK, unused_port
 
 
 def settings_path(server: EmbeddedServer) -> Path:
@@ -86,9 +87,10 @@ def test_store_directory_may_have_any_name(
     assert [entry.name for entry in tmp_path.iterdir()] == [name]
 
 
-def test_fixed_port_is_used(start_server: StartServer, any_binary: str, unused_port: int) -> None:
-    server = start_server(binary=any_binary, port=unused_port)
-    assert server.url == f"nats://127.0.0.1:{unused_port}"
+def test_fixed_port_is_used(start_server: StartServer, any_binary: str) -> None:
+    port = unused_port()
+    server = start_server(binary=any_binary, port=port)
+    assert server.url == f"nats://{LOOPBACK}:{port}"
     assert request(server, "$JS.API.INFO")
 
 

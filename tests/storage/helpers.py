@@ -6,7 +6,7 @@ import contextlib
 import json
 import socket
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -96,28 +96,6 @@ def together(count: int, function: Callable[[int], T]) -> list[T]:
 
     with ThreadPoolExecutor(count) as pool:
         return list(pool.map(run, range(count)))
-
-
-class Background:
-    """Calls functions again and again, each in a thread of its own, until the end of the ``with``."""
-
-    def __init__(self, functions: Iterable[Callable[[], object]]) -> None:
-        self._functions = list(functions)
-        self._stop = threading.Event()
-        self._pool = ThreadPoolExecutor(len(self._functions))
-
-    def __enter__(self) -> None:
-        self._results = [self._pool.submit(self._repeat, function) for function in self._functions]
-
-    def __exit__(self, *exception: object) -> None:
-        self._stop.set()
-        self._pool.shutdown()
-        for result in self._results:
-            result.result()
-
-    def _repeat(self, function: Callable[[], object]) -> None:
-        while not self._stop.is_set():
-            function()
 
 
 class CutProxy(Proxy):

@@ -12,7 +12,8 @@ from mono_sync._durations import Deadline
 from mono_sync.connection import JetStream, _jetstream
 from tests.fixtures.waiting import wait_until
 from tests.storage.conftest import NewKV
-from tests.storage.helpers import Background, raw_kv
+from tests.storage.helpers import raw_kv
+from tests.support.threads import Repeated
 
 KEYS = ["a", "a.b", "a.b.c", "a.c", "b.b", "b/b", "ab"]
 
@@ -103,7 +104,7 @@ def test_keys_that_are_there_all_the_time_are_never_left_out(
     for key in names:
         kv.set(key, b"")
     choice = random.Random(7).choice
-    with Background([lambda: kv.set(choice(names), b"x")] * 8):
+    with Repeated([lambda: kv.set(choice(names), b"x")] * 8):
         for _ in range(calls):
             assert sorted(kv.keys()) == sorted(names)
 
@@ -119,7 +120,7 @@ def test_keys_that_come_and_go_do_not_hide_others(any_kv: KVBucket) -> None:
         any_kv.set(key, b"")
         any_kv.purge(key)
 
-    with Background([come_and_go] * 4):
+    with Repeated([come_and_go] * 4):
         for _ in range(30):
             found = any_kv.keys("*")
             assert set(names) <= set(found)

@@ -23,7 +23,8 @@ from mono_sync.connection import JetStream
 from mono_sync.server import EmbeddedServer
 from tests.fixtures.servers import RunNatsServer
 from tests.fixtures.waiting import wait_until
-from tests.storage.helpers import Background, CutProxy, chunk_subjects, raw_objects, together
+from tests.storage.helpers import CutProxy, chunk_subjects, raw_objects, together
+from tests.support.threads import Repeated
 
 CHUNK = 128 * 1024
 
@@ -83,7 +84,7 @@ def test_objects_that_are_there_all_the_time_are_always_listed(any_objects: Obje
     for name in names:
         any_objects.put(name, b"")
     choice = random.Random(7).choice
-    with Background([lambda: any_objects.set(choice(names), b"x", timeout=30)] * 4):
+    with Repeated([lambda: any_objects.set(choice(names), b"x", timeout=30)] * 4):
         for _ in range(20):
             assert [info.name for info in any_objects.list(timeout=30)] == names
 
