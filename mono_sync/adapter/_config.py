@@ -44,7 +44,7 @@ class ConnectionConfig:
         max_reconnect_attempts: attempts in a row at each server before the connection closes itself; None is for ever.
         pending_size: bytes that may wait inside the process when the socket takes no more; they are sent later, even
             when their calls have timed out meanwhile. At 0 a call writes only when the socket has taken all earlier
-            bytes, so that this can happen to one message at most, and a call that timed out before is never sent.
+            bytes: no more than the rest of one message waits, and a call that timed out before its turn is never sent.
         ping_interval: seconds between two pings; a server that leaves two unanswered is taken for lost.
         inbox_prefix: first token(s) of the subjects on which answers arrive.
 
