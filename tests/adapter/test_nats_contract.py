@@ -16,6 +16,13 @@ from mono_sync.adapter import client as adapter
 OVERRIDDEN = [name for name in vars(adapter.NatsClient) if name.startswith("_") and hasattr(Client, name)]
 
 
+class Owner:
+    def broken(self) -> None: ...
+    def reconnected(self) -> None: ...
+    def closed(self) -> None: ...
+    def denied(self, subject: str, reason: str) -> None: ...
+
+
 def _parameters(function: object) -> list[str]:
     assert callable(function)
     return list(inspect.signature(function).parameters)
@@ -55,12 +62,6 @@ def test_the_transport_keeps_its_streams_where_we_look() -> None:
 
 
 def test_the_client_keeps_its_state_where_we_look() -> None:
-    class Owner:
-        def broken(self) -> None: ...
-        def reconnected(self) -> None: ...
-        def closed(self) -> None: ...
-        def denied(self, subject: str, reason: str) -> None: ...
-
     client = adapter.NatsClient(ConnectionConfig(), Owner())
     assert {
         "_auth_configured",
@@ -71,8 +72,6 @@ def test_the_client_keeps_its_state_where_we_look() -> None:
         "_pings_outstanding",
         "_pongs",
         "_reading_task",
-        "_reconnection_task",
-        "_server_info",
         "_server_pool",
         "_status",
         "_transport",
@@ -82,20 +81,29 @@ def test_the_client_keeps_its_state_where_we_look() -> None:
 
 
 def test_servers_are_known_by_their_location() -> None:
-    uri = Client._parse_server_uri("nats://127.0.0.1:4222")
-    assert uri.netloc == "127.0.0.1:4222"
-    assert Srv(uri).reconnects == 0
-    assert Server(uri).reconnects == 0
+    client = adapter.NatsClient(ConnectionConfig(), Owner())
+    client.set_server_pool(["nats://127.0.0.1:4222", "nats://[::1]:4223"])
+    first, second = client._server_pool
+    assert isinstance(first, Srv)
+    assert (first.uri.netloc, second.uri.netloc) == ("127.0.0.1:4222", "[::1]:4223")
+    assert (first.reconnects, first.last_attempt) == (0, None)
+    assert Server(first.uri).reconnects == 0
+    assert client.discovered_servers == []
+    second.discovered = True
+    assert [uri.geturl() for uri in client.discovered_servers] == ["nats://[::1]:4223"]
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"), [("_send_ping", ["self", "future"]), ("_process_op_err", ["self", "e"])]
+)
+def test_what_we_call_takes_what_we_give(name: str, parameters: list[str]) -> None:
+    method = getattr(Client, name)
+    assert inspect.iscoroutinefunction(method)
+    assert _parameters(method) == parameters
 
 
 def test_the_options_we_pass_exist() -> None:
     async def options() -> set[str]:
-        class Owner:
-            def broken(self) -> None: ...
-            def reconnected(self) -> None: ...
-            def closed(self) -> None: ...
-            def denied(self, subject: str, reason: str) -> None: ...
-
         owner, config = Owner(), ConnectionConfig()
         client = adapter.NatsClient(config, owner)
         return set(adapter._options(config, owner, client, config.addresses[0], 1.0))
