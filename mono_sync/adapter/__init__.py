@@ -10,6 +10,7 @@ from mono_sync.adapter._link import Link, LinkState, Listening
 from mono_sync.adapter._message import (
     Message,
     Payload,
+    check_header,
     check_payload,
     check_subject,
     encode_headers,
@@ -27,6 +28,7 @@ __all__ = [
     "Payload",
     "ServerAddress",
     "ServerInfo",
+    "check_header",
     "check_payload",
     "check_subject",
     "encode_headers",

@@ -80,29 +80,42 @@ def parse_header_block(raw: bytes) -> tuple[dict[str, str], int | None, str]:
 
 
 def encode_headers(headers: Mapping[str, str]) -> bytes:
-    """Build a header block.
+    """Build a header block; empty where there are no headers.
 
     Raises:
         InvalidHeaderError: a name that is no token, or a value with control characters (injection).
-        TypeError: a name or value that is no str.
+        TypeError: they are no mapping, or a name or value is no str.
     """
+    if not isinstance(headers, Mapping):
+        raise TypeError(f"headers must be a mapping of str to str, not {type(headers).__name__}")
+    if not headers:
+        return b""
     block = bytearray(_VERSION + _CRLF)
     for name, value in headers.items():
         if not isinstance(name, str) or not isinstance(value, str):
             raise TypeError(f"headers map str to str, not {type(name).__name__} to {type(value).__name__}")
-        if not _HEADER_NAME.fullmatch(name):
-            raise InvalidHeaderError(name, "a name is letters, digits and !#$%&'*+-.^_`|~")
-        if not _HEADER_VALUE.fullmatch(value):
-            raise InvalidHeaderError(name, "a value has no line breaks or other control characters")
+        check_header(name, value)
         block += f"{name}: {value}\r\n".encode()
     return bytes(block + _CRLF)
 
 
-def check_subject(subject: str, *, wildcards: bool = False) -> str:
-    """Return ``subject`` if NATS can carry it.
+def check_header(name: str, value: str) -> None:
+    """Do nothing if NATS can carry the header.
 
     Raises:
-        InvalidSubjectError: empty, blanks, empty tokens, or wildcards where none may be.
+        InvalidHeaderError: a name that is no token, or a value with control characters (injection).
+    """
+    if not _HEADER_NAME.fullmatch(name):
+        raise InvalidHeaderError(name, "a name is letters, digits and !#$%&'*+-.^_`|~")
+    if not _HEADER_VALUE.fullmatch(value):
+        raise InvalidHeaderError(name, "a value has no line breaks or other control characters")
+
+
+def check_subject(subject: str) -> str:
+    """Return ``subject`` if a message can be sent to it.
+
+    Raises:
+        InvalidSubjectError: empty, blanks, empty tokens, or wildcards.
         TypeError: it is no str.
     """
     if not isinstance(subject, str):
@@ -114,11 +127,8 @@ def check_subject(subject: str, *, wildcards: bool = False) -> str:
     tokens = subject.split(".")
     if not all(tokens):
         raise InvalidSubjectError(subject, "it must not begin or end with a dot, nor hold two in a row")
-    for position, token in enumerate(tokens, 1):
-        if token in ("*", ">") and not wildcards:
-            raise InvalidSubjectError(subject, "wildcards are for subscribing only")
-        if token == ">" and position != len(tokens):
-            raise InvalidSubjectError(subject, "> must be the last token")
+    if not {"*", ">"}.isdisjoint(tokens):
+        raise InvalidSubjectError(subject, "wildcards are for subscribing only")
     return subject
 
 

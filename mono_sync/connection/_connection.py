@@ -206,7 +206,7 @@ class CoreConnection:
         """
         deadline = Deadline.of(timeout, self._config.call_timeout)
         check_subject(subject)
-        data, block = check_payload(data), encode_headers(headers) if headers else b""
+        data, block = check_payload(data), b"" if headers is None else encode_headers(headers)
         session = self._live_session()
         command = encode_publish(
             subject, data, check_subject(reply) if reply else "", block, session.link.info.max_payload
@@ -233,7 +233,7 @@ class CoreConnection:
         """
         deadline = Deadline.of(timeout, self._config.call_timeout)
         check_subject(subject)
-        data, block = check_payload(data), encode_headers(headers) if headers else b""
+        data, block = check_payload(data), b"" if headers is None else encode_headers(headers)
         session = self._live_session()
         reply = session.link.new_reply()
         command = encode_publish(subject, data, reply, block, session.link.info.max_payload)

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TypeAlias
 
-from mono_sync.adapter import Payload
+from mono_sync.adapter import Payload, check_header
 from mono_sync.connection import Json, StoredMessage, parse_time
 from mono_sync.errors import StorageError
 from mono_sync.storage._values import ObjectInfo
@@ -32,22 +32,34 @@ def new_meta(
 
     Raises:
         TypeError: description or headers are no str.
+        InvalidHeaderError: a header that no message could carry.
     """
     if not isinstance(description, str):
         raise TypeError(f"description must be a str, not {type(description).__name__}")
-    values = {field: [value] if isinstance(value, str) else [*value] for field, value in (headers or {}).items()}
-    if not all(isinstance(text, str) for field, texts in values.items() for text in (field, *texts)):
-        raise TypeError("headers map a str to one str or several")
     return _stamped(
         name=name,
         bucket=bucket,
         description=description,
-        headers=values,
+        headers={} if headers is None else _values(headers),
         options={"max_chunk_size": chunk},
         size=len(view),
         chunks=-(-len(view) // chunk),
         digest=sha256(view),
     )
+
+
+def _values(headers: Headers) -> dict[str, list[str]]:
+    if not isinstance(headers, Mapping):
+        raise TypeError(f"headers must be a mapping of str to one str or several, not {type(headers).__name__}")
+    found: dict[str, list[str]] = {}
+    for name, given in headers.items():
+        values = [given] if isinstance(given, str) else list(given) if isinstance(given, Sequence) else [given]
+        if not isinstance(name, str) or not all(isinstance(value, str) for value in values):
+            raise TypeError(f"headers map a str to one str or several, not {name!r} to {type(given).__name__}")
+        for value in values or [""]:
+            check_header(name, value)
+        found[name] = values
+    return found
 
 
 def deletion(bucket: str, name: str) -> Json:

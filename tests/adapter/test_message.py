@@ -34,6 +34,16 @@ def test_headers_that_are_no_str_are_a_type_error(headers: dict[str, str]) -> No
         encode_headers(headers)
 
 
+@pytest.mark.parametrize("headers", [[("a", "b")], "x", 1, [], ""])
+def test_headers_that_are_no_mapping_are_a_type_error(headers: dict[str, str]) -> None:
+    with pytest.raises(TypeError, match="headers must be a mapping of str to str, not"):
+        encode_headers(headers)
+
+
+def test_no_headers_take_no_room() -> None:
+    assert encode_headers({}) == b""
+
+
 def test_status_lines_are_read() -> None:
     assert parse_header_block(b"NATS/1.0 503\r\n\r\n") == ({}, 503, "")
     assert parse_header_block(b"NATS/1.0 404 No Messages\r\nA: b\r\n\r\n") == ({"A": "b"}, 404, "No Messages")
@@ -51,7 +61,7 @@ def test_no_header_block_of_whatever_bytes_raises(raw: bytes) -> None:
     assert isinstance(message.description, str)
 
 
-@pytest.mark.parametrize("subject", ["a", "a.b-c_d", "$JS.API.INFO", "ä.ö", "a/b=c:d"])
+@pytest.mark.parametrize("subject", ["a", "a.b-c_d", "$JS.API.INFO", "ä.ö", "a/b=c:d", "a*.b>"])
 def test_subjects_that_nats_carries_are_taken(subject: str) -> None:
     assert check_subject(subject) == subject
 
@@ -68,17 +78,13 @@ def test_subjects_that_nats_carries_are_taken(subject: str) -> None:
         ("a..b", "dot"),
         ("a.*", "wildcards"),
         ("a.>", "wildcards"),
+        ("*", "wildcards"),
+        ("a.>.b", "wildcards"),
     ],
 )
 def test_subjects_that_it_does_not_are_refused_with_the_rule(subject: str, rule: str) -> None:
     with pytest.raises(InvalidSubjectError, match=rule):
         check_subject(subject)
-
-
-def test_wildcards_are_taken_for_subscribing() -> None:
-    assert check_subject("a.*.>", wildcards=True) == "a.*.>"
-    with pytest.raises(InvalidSubjectError, match="last token"):
-        check_subject("a.>.b", wildcards=True)
 
 
 def test_a_subject_that_is_no_str_is_a_type_error() -> None:

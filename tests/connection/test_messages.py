@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
@@ -110,6 +111,13 @@ def test_bad_subjects_headers_and_payloads_are_refused(connection: Connection) -
         connection.publish("a", "text")  # type: ignore[arg-type]
     with pytest.raises(TypeError):
         connection.request(b"a")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("headers", [[("a", "b")], "x", [], ""])
+def test_headers_that_are_no_mapping_are_named(connection: Connection, headers: Any) -> None:
+    for call in (connection.publish, connection.request):
+        with pytest.raises(TypeError, match="headers must be a mapping of str to str"):
+            call("a", headers=headers)
 
 
 def test_what_the_server_would_punish_is_refused_and_costs_nobody_the_connection(connection: Connection) -> None:

@@ -19,6 +19,7 @@ from mono_sync import (
     Connection,
     DigestMismatchError,
     FileStoragePort,
+    InvalidHeaderError,
     InvalidKeyError,
     ObjectBucket,
     ObjectNotFoundError,
@@ -158,13 +159,34 @@ def test_bytes_like_content_is_taken(any_objects: ObjectBucket, value: Any) -> N
 
 
 @pytest.mark.parametrize(
-    "options", [{"description": b"d"}, {"headers": {"a": 5}}, {"headers": {"a": ["b", 5]}}, {"headers": {5: "a"}}]
+    ("options", "rule"),
+    [
+        ({"description": b"d"}, "description must be a str, not bytes"),
+        ({"headers": {"a": 1}}, "headers map a str to one str or several, not 'a' to int"),
+        ({"headers": {"a": ["b", 5]}}, "headers map a str to one str or several, not 'a' to list"),
+        ({"headers": {"a": b"b"}}, "headers map a str to one str or several, not 'a' to bytes"),
+        ({"headers": {5: "a"}}, "headers map a str to one str or several, not 5 to str"),
+        ({"headers": [("a", "b")]}, "headers must be a mapping of str to one str or several, not list"),
+        ({"headers": "x"}, "headers must be a mapping of str to one str or several, not str"),
+        ({"headers": ""}, "headers must be a mapping of str to one str or several, not str"),
+    ],
 )
 def test_description_and_headers_of_wrong_types_are_refused_before_anything_is_sent(
-    objects: ObjectBucket, options: dict[str, Any]
+    objects: ObjectBucket, options: dict[str, Any], rule: str
 ) -> None:
-    with pytest.raises(TypeError):
+    with pytest.raises(TypeError, match=rule):
         objects.put("k", b"v", **options)
+    assert raw_objects(objects).state["last_seq"] == 0
+
+
+@pytest.mark.parametrize(
+    "headers", [{"": "v"}, {"a b": "v"}, {"a:b": []}, {"a": "x\n"}, {"a": "\0"}, {"a": ["good", "b\r\nc: d"]}]
+)
+def test_headers_that_no_message_could_carry_are_refused_before_anything_is_sent(
+    objects: ObjectBucket, headers: Any
+) -> None:
+    with pytest.raises(InvalidHeaderError):
+        objects.put("k", b"v", headers=headers)
     assert raw_objects(objects).state["last_seq"] == 0
 
 
