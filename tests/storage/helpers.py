@@ -6,13 +6,16 @@ import contextlib
 import json
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
+import mono_sync
 from mono_sync import Connection, KVBucket, ObjectBucket
 from mono_sync._durations import Deadline
+from mono_sync.adapter import Listening
 from mono_sync.connection import JetStream, Json
+from tests.fixtures.waiting import wait_until
 from tests.support.network import Proxy
 
 T = TypeVar("T")
@@ -86,6 +89,34 @@ def chunk_subjects(bucket: ObjectBucket) -> dict[str, int]:
     return raw_objects(bucket).subjects(f"$O.{bucket.name}.C.>")
 
 
+def write_at_once(bucket: KVBucket, keys: Iterable[str]) -> None:
+    """Write empty values without waiting for an answer to each; return when the bucket has them."""
+    connection = bucket._connection
+    messages = [f"PUB $KV.{bucket.name}.{key} 0\r\n\r\n".encode() for key in keys]
+    host, _, port = connection.server_info.url.partition("://")[2].rpartition(":")
+    options = {"auth_token": connection.config.token, "verbose": False}
+    with socket.create_connection((host, int(port)), timeout=30) as client:
+        client.sendall(b"CONNECT %b\r\n%bPING\r\n" % (json.dumps(options).encode(), b"".join(messages)))
+        wait_until(lambda: bucket.status().messages == len(messages), "all are stored", timeout=30)
+
+
+@contextlib.contextmanager
+def api_calls(bucket: KVBucket) -> Iterator[Callable[[], list[str]]]:
+    """Watch through a second connection which calls of JetStream's API concern the bucket."""
+    connection, seen = bucket._connection, list[str]()
+    watching = Listening("$JS.API.>", lambda message: seen.append(message.subject), lambda error: None)
+    with mono_sync.connect(connection.server_info.url, token=connection.config.token, name="watcher") as watcher:
+        watcher.start_listening(watching, Deadline(5))
+        watcher.flush()  # the subscription has arrived
+
+        def calls() -> list[str]:
+            watcher.flush()  # and so has what was said before
+            stream = f"KV_{bucket.name}"
+            return [subject.removeprefix("$JS.API.") for subject in seen if stream in subject.split(".")]
+
+        yield calls
+
+
 def together(count: int, function: Callable[[int], T]) -> list[T]:
     """Call a function in so many threads at the same moment; return or raise what they do."""
     barrier = threading.Barrier(count)
@@ -101,7 +132,8 @@ def together(count: int, function: Callable[[int], T]) -> list[T]:
 class CutProxy(Proxy):
     """Breaks the connection on which a client sends certain bytes for the n-th time.
 
-    Before the server has them, or after it has read them and before any answer comes back.
+    Before the server has them, or after it has read them and before any answer comes back. Or only holds back all
+    answers from then on.
     """
 
     def __init__(self, url: str) -> None:
@@ -109,17 +141,34 @@ class CutProxy(Proxy):
         self._pattern = b""
         self._countdown = 0
         self._forward_first = False
+        self._mute = False
+        self._answering = threading.Event()
+        self._answering.set()
         self.cuts = 0
 
     def cut_at(self, pattern: bytes, *, occurrence: int = 1, after: bool) -> None:
         self._countdown, self._forward_first = occurrence, after
         self._pattern = pattern
 
+    def mute_at(self, pattern: bytes, *, occurrence: int) -> None:
+        self._countdown, self._mute = occurrence, True
+        self._pattern = pattern
+
+    def __exit__(self, *exception: object) -> None:
+        self._answering.set()
+        super().__exit__(*exception)
+
     def _pump(self, source: socket.socket, target: socket.socket) -> None:
         from_client = source.getsockname() == self._socket.getsockname()
         with contextlib.suppress(OSError):
             while data := source.recv(1 << 16):
-                if from_client and self._is_cut(data):
+                if not from_client:
+                    self._answering.wait()
+                elif self._is_cut(data):
+                    if self._mute:
+                        self._answering.clear()
+                        target.sendall(data)
+                        continue
                     source.shutdown(socket.SHUT_RDWR)
                     if self._forward_first:
                         target.sendall(data)

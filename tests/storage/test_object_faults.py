@@ -5,25 +5,31 @@ from __future__ import annotations
 import gc
 import hashlib
 import random
+import threading
 import time
 import tracemalloc
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 import mono_sync
 from mono_sync import (
+    BucketFullError,
     Connection,
     ConnectionLostError,
     FSBucketConfig,
+    JetStreamAPIError,
     ObjectBucket,
     OperationTimeoutError,
 )
 from mono_sync.connection import JetStream
 from mono_sync.server import EmbeddedServer
+from mono_sync.storage import _chunks
 from tests.fixtures.servers import RunNatsServer
 from tests.fixtures.waiting import wait_until
 from tests.storage.helpers import CutProxy, chunk_subjects, raw_objects, together
+from tests.support.peer import Answer, Peer
 from tests.support.threads import Repeated
 
 CHUNK = 128 * 1024
@@ -228,6 +234,16 @@ def test_put_whose_outcome_nobody_can_tell_is_an_error(
     assert objects.get("k") == b"theirs"
 
 
+def test_put_whose_answer_does_not_come_keeps_the_chunks_of_what_may_be_stored(
+    cut: ObjectBucket, proxy: CutProxy, objects: ObjectBucket
+) -> None:
+    proxy.mute_at(META, occurrence=2)
+    with pytest.raises(OperationTimeoutError):
+        cut.put("k", _version(1, 3 * CHUNK), timeout=1)
+    assert proxy.cuts == 1
+    assert objects.get("k") == _version(1, 3 * CHUNK)
+
+
 @pytest.mark.parametrize("after", [True, False])
 def test_delete_that_loses_its_connection_deletes(
     cut: ObjectBucket, proxy: CutProxy, objects: ObjectBucket, after: bool
@@ -250,6 +266,65 @@ def test_get_that_loses_its_connection_is_told(
     with pytest.raises(ConnectionLostError):
         cut.get("k")
     assert cut.get("k") == _version(1, 40 * CHUNK)
+
+
+@pytest.mark.parametrize("err_code", [10077, 10071])  # full; a conflict, behind which nothing can be read
+def test_chunks_stay_where_a_lost_attempt_may_be_stored_though_the_next_is_refused(err_code: int) -> None:
+    """The description of the lost attempt may arrive at any time, also behind the question what is there."""
+    asked: list[str] = []
+
+    def refusal(code: int) -> Answer:
+        return {"error": {"code": 503, "err_code": code, "description": "no"}}
+
+    def answer(subject: str, reply: str) -> Answer | None:
+        call = "description" if META in subject.encode() else subject.removeprefix("$JS.API.STREAM.")
+        asked.append(call)
+        if call == "INFO.OBJ_b":
+            return {"config": {"name": "OBJ_b", "allow_direct": True}}
+        if call == "MSG.GET.OBJ_b":
+            return refusal(10037 if asked.count(call) < 3 else 10000)  # no such message; something else
+        if call == "description" and asked.count(call) == 1:
+            peer.cut()
+            return None
+        return refusal(err_code) if call == "description" else {"stream": "OBJ_b", "seq": 1, "purged": 1}
+
+    with Peer(answer) as peer, mono_sync.connect(peer.url, reconnect_wait=0.02) as connection:
+        with pytest.raises(BucketFullError if err_code == 10077 else JetStreamAPIError):
+            connection.objects("b").put("k", b"v")
+        assert asked.count("description") == 2
+        assert "PURGE.OBJ_b" not in asked
+
+
+# --- chunks under way
+
+
+def test_chunks_are_removed_only_after_the_last_one_under_way_has_arrived(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Else one that comes later would stay for ever."""
+    monkeypatch.setattr(_chunks, "_LEAST_CLEAN_UP_TIMEOUT", 20.0)
+    under_way: list[str] = []
+    removed = threading.Event()
+
+    def answer(subject: str, reply: str) -> Answer | None:
+        if subject == "$JS.API.STREAM.INFO.OBJ_b":
+            return {"config": {"name": "OBJ_b", "allow_direct": True}}
+        if subject == "$JS.API.STREAM.PURGE.OBJ_b":
+            removed.set()
+            return {"purged": 3}
+        under_way.append(reply)
+        return None
+
+    with Peer(answer) as peer, mono_sync.connect(peer.url) as connection, ThreadPoolExecutor(1) as pool:
+        stored = pool.submit(connection.objects("b").put, "k", bytes(4 * CHUNK), timeout=20)
+        wait_until(lambda: len(under_way) == 4, "all chunks have been sent")
+        peer.reply(under_way[0], {"error": {"code": 503, "err_code": 10077, "description": "maximum bytes exceeded"}})
+        for number in (1, 2, 3):
+            assert not removed.wait(0.1)
+            peer.reply(under_way[number], {"stream": "OBJ_b", "seq": number})
+        with pytest.raises(BucketFullError):
+            stored.result(10)
+        assert removed.is_set()
 
 
 # --- stalled servers

@@ -359,6 +359,17 @@ def test_what_describes_no_object_is_named(any_objects: ObjectBucket, meta: Any)
             call()
 
 
+def test_mark_that_the_server_left_where_an_object_expired_is_no_object(any_objects: ObjectBucket) -> None:
+    subject = f"$O.{any_objects.name}.M.aw=="
+    raw_objects(any_objects).put(subject, b"", {"Nats-Marker-Reason": "MaxAge"})
+    assert any_objects.get("k", b"d") == b"d"
+    assert not any_objects.exists("k")
+    assert any_objects.list() == []
+    any_objects.delete("k")
+    any_objects.put("k", b"again")
+    assert any_objects.get("k") == b"again"
+
+
 @pytest.mark.parametrize("nuid", [">", "*", "", "a b"])
 def test_names_of_chunks_that_are_patterns_harm_nobody(any_objects: ObjectBucket, nuid: str) -> None:
     any_objects.put("other", b"v")
