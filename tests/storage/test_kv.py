@@ -19,7 +19,7 @@ from mono_sync import (
     RevisionMismatchError,
 )
 from tests.storage.conftest import NewKV
-from tests.storage.helpers import raw_kv, together
+from tests.storage.helpers import api_calls, raw_kv, together
 
 # --- get
 
@@ -92,6 +92,21 @@ def test_create_of_an_existing_key_is_refused(any_kv: KVBucket) -> None:
         any_kv.create("k", b"2")
     assert (caught.value.bucket, caught.value.key, caught.value.actual) == (any_kv.name, "k", 1)
     assert any_kv.get("k") == b"1"
+
+
+def test_create_asks_the_leader_what_is_there_after_a_conflict(any_kv: KVBucket) -> None:
+    """Other replicas, which answer direct gets, may not know the mark of a deletion yet."""
+    any_kv.set("k", b"v")
+    any_kv.delete("k")
+    stream = f"KV_{any_kv.name}"
+    with api_calls(any_kv) as calls:
+        any_kv.get("k")
+        assert calls() == [f"DIRECT.GET.{stream}.$KV.{any_kv.name}.k"]
+        any_kv.create("k", b"again")
+        assert calls()[1:] == [f"STREAM.MSG.GET.{stream}"]
+        with pytest.raises(KeyExistsError):
+            any_kv.create("k", b"and again")
+        assert calls()[2:] == [f"STREAM.MSG.GET.{stream}"]
 
 
 def test_create_of_an_existing_empty_value_is_refused(any_kv: KVBucket) -> None:

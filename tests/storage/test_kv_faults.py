@@ -19,9 +19,11 @@ from mono_sync import (
     KeyNotFoundError,
     KVBucket,
     KVBucketConfig,
+    Operation,
     OperationTimeoutError,
     ValueTooLargeError,
 )
+from mono_sync._durations import Deadline
 from tests.fixtures.servers import RunNatsServer, StartServer
 from tests.fixtures.waiting import wait_until
 from tests.storage.conftest import NewKV
@@ -229,6 +231,20 @@ def test_headers_of_other_clients_are_understood(any_kv: KVBucket, headers: dict
     raw_kv(any_kv).put(f"$KV.{any_kv.name}.k", b"new", headers)
     assert any_kv.get("k") == (b"new" if live else None)
     assert any_kv.keys() == (["k"] if live else [])
+
+
+def test_marks_that_the_server_left_tell_what_happened_to_the_key(any_kv: KVBucket) -> None:
+    """No public call returns a deletion: this is what a history or a watcher will show."""
+    expected = {
+        "MaxAge": (Operation.PURGE, True),
+        "Purge": (Operation.PURGE, False),
+        "Remove": (Operation.DELETE, False),
+        "unknown": (Operation.PURGE, False),
+    }
+    for reason in expected:
+        raw_kv(any_kv).put(f"$KV.{any_kv.name}.{reason}", b"", {"Nats-Marker-Reason": reason})
+    entries = {reason: any_kv._newest(reason, Deadline(5)) for reason in expected}
+    assert {reason: entry and (entry.operation, entry.expired) for reason, entry in entries.items()} == expected
 
 
 # --- broken connections

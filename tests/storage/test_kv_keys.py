@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+import queue
 import random
 import time
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from mono_sync import BucketNotFoundError, InvalidKeyError, JetStreamAPIError, KVBucket, OperationTimeoutError
+import mono_sync
+from mono_sync import (
+    BucketNotFoundError,
+    InvalidKeyError,
+    JetStreamAPIError,
+    KVBucket,
+    KVBucketConfig,
+    OperationTimeoutError,
+)
 from mono_sync._durations import Deadline
+from mono_sync.adapter import Listening, Message
 from mono_sync.connection import JetStream, _jetstream
+from tests.fixtures.servers import RunNatsServer
 from tests.fixtures.waiting import wait_until
 from tests.storage.conftest import NewKV
-from tests.storage.helpers import raw_kv
+from tests.storage.helpers import raw_kv, write_at_once
+from tests.support.peer import Answer, Peer
 from tests.support.threads import Repeated
 
 KEYS = ["a", "a.b", "a.b.c", "a.c", "b.b", "b/b", "ab"]
@@ -230,6 +243,63 @@ def test_keys_that_are_overwritten_before_the_pull_cost_no_time(
     started = time.monotonic()
     assert any_kv.keys() == names
     assert time.monotonic() - started < 0.8
+
+
+def test_more_keys_than_the_server_names_at_once_are_all_found(kv: KVBucket) -> None:
+    count = 100_001  # subjects in one answer: 100,000
+    write_at_once(kv, (f"k{number}" for number in range(count)))
+    found = kv.keys(timeout=30)
+    assert len(found) == count
+    assert len(set(found)) == count
+
+
+def test_two_pulls_in_a_row_without_a_message_are_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Old servers may count messages as pending for ever that are gone."""
+    asked: list[str] = []
+
+    def answer(subject: str, reply: str) -> Answer | None:
+        call = ".".join(subject.split(".")[2:4])
+        asked.append(call)
+        return {
+            "CONSUMER.CREATE": {"num_pending": 5},
+            "CONSUMER.MSG": b"NATS/1.0 408 Request Timeout\r\n\r\n",
+            "CONSUMER.INFO": {"num_pending": 5},
+            "CONSUMER.DELETE": None,
+        }[call]
+
+    with Peer(answer) as peer, mono_sync.connect(peer.url) as connection:
+        assert list(JetStream(connection).pull("S", ">", Deadline(5), policy="all")) == []
+        assert asked.count("CONSUMER.MSG") == 2
+
+
+@pytest.mark.parametrize(("config", "prefix"), [("domain: hub", "$JS.ACK.hub."), ("", "$JS.ACK._.")])
+def test_messages_that_name_the_servers_domain_are_understood(
+    run_nats_server: RunNatsServer, config: str, prefix: str
+) -> None:
+    """Their reply subjects have domain and account in front (ADR-15)."""
+    server = run_nats_server(f"jetstream {{ {config} }}\nfeature_flags {{ js_ack_fc_v2: true }}")
+    seen: queue.SimpleQueue[str] = queue.SimpleQueue()
+    watching = Listening("_INBOX.>", lambda message: seen.put(message.reply), lambda error: None)
+    with mono_sync.connect(server.url) as connection:
+        kv = connection.kv(KVBucketConfig("b", storage="memory"))
+        for key in "aab":
+            kv.set(key, b"v")
+        connection.start_listening(watching, Deadline(5))
+        pulled = list(JetStream(connection).pull("KV_b", ">", Deadline(5), policy="last_per_subject"))
+        assert [(message.subject, message.sequence) for message in pulled] == [("$KV.b.a", 2), ("$KV.b.b", 3)]
+        assert [message.pending for message in pulled] == [1, 0]
+        assert abs(pulled[0].time - kv.get_entry("a").created) < timedelta(milliseconds=1)
+        connection.flush()
+    replies = [seen.get() for _ in range(seen.qsize())]
+    assert [len(reply.split(".")) for reply in replies if reply.startswith(prefix)] == [11, 11]
+
+
+def test_all_forms_of_a_delivered_messages_place_are_read() -> None:
+    place = "S.c.1.7.3.1700000000000000000.4"
+    for reply in (f"$JS.ACK.{place}", f"$JS.ACK.hub.account.{place}", f"$JS.ACK.hub.account.{place}.random"):
+        message = _jetstream._read_delivered(Message("s", b"", reply))
+        assert (message.sequence, message.pending) == (7, 4)
+        assert message.time == datetime.fromtimestamp(1_700_000_000, UTC)
 
 
 @pytest.mark.parametrize("what", ["consumer", "stream"])
