@@ -101,6 +101,7 @@ class Proxy(Listener):
         self._target = (host, int(port))
         self._open = threading.Event()
         self._open.set()
+        self._greeting = b""
 
     def stall(self) -> None:
         """Take no more bytes in either direction; connections stay up."""
@@ -114,7 +115,15 @@ class Proxy(Listener):
         self._open.set()
         super().__exit__(*exception)
 
+    def babble(self, greeting: bytes) -> None:
+        """Say this to whoever connects from now on, and nothing else."""
+        self._greeting = greeting
+
     def _forward(self, connection: socket.socket) -> None:
+        if self._greeting:
+            connection.sendall(self._greeting)
+            _read_until_closed(connection)
+            return
         upstream = self.own(socket.create_connection(self._target))
         self._start(self._pump, upstream, connection)
         self._pump(connection, upstream)
