@@ -24,6 +24,7 @@ from mono_sync._durations import Deadline
 from mono_sync.server import EmbeddedServer
 from tests.connection.conftest import Connect
 from tests.fixtures.servers import RunNatsServer
+from tests.fixtures.waiting import wait_until
 
 
 @pytest.fixture
@@ -201,6 +202,32 @@ def test_drain_lets_the_request_under_way_have_its_answer(any_server: EmbeddedSe
         drained.result(10)
     with pytest.raises(ConnectionClosedError):
         requester.flush()
+
+
+def test_drain_refuses_what_is_new(any_server: EmbeddedServer, connect: Connect) -> None:
+    requester, responder = (connect(any_server.url, token=any_server.token) for _ in range(2))
+    with responder.inbox(Deadline(20)) as inbox, ThreadPoolExecutor(2) as pool:
+        responder.flush()
+        answer = pool.submit(requester.request, inbox.subject("x"), b"question", timeout=20)
+        question = inbox.next("test")
+        drained = pool.submit(requester.drain, timeout=20)
+
+        def refused() -> bool:
+            try:
+                requester.publish("x")
+            except ConnectionClosedError as error:
+                return "draining" in str(error)
+            return False
+
+        wait_until(refused, "it refuses new messages")
+        for call in (requester.flush, requester.rtt, lambda: requester.request("x")):
+            with pytest.raises(ConnectionClosedError, match="draining"):
+                call()
+        with pytest.raises(ConnectionClosedError, match="draining"), requester.inbox(Deadline(5)):
+            pass
+        responder.publish(question.reply, b"answer")
+        assert answer.result(10).data == b"answer"
+        drained.result(10)
 
 
 def test_drain_gives_up_at_its_deadline_and_closes(any_server: EmbeddedServer, connect: Connect) -> None:

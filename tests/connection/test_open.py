@@ -282,6 +282,17 @@ def test_tls_handshake_first(
     assert connect(f"tls://localhost:{server.port}", tls=trusting, tls_handshake_first=True).is_connected
 
 
+def test_a_failed_tls_handshake_is_named_as_such(
+    run_nats_server: RunNatsServer, tls_config: str, trusting: ssl.SSLContext
+) -> None:
+    server = run_nats_server(tls_config.replace("}", ", min_version: '1.3' }"))
+    trusting.maximum_version = ssl.TLSVersion.TLSv1_2
+    with pytest.raises(ConnectFailedError) as caught:
+        mono_sync.connect(f"tls://localhost:{server.port}", tls=trusting)
+    (failure,) = caught.value.failures.values()
+    assert failure == "TLS handshake failed: TLSV1_ALERT_PROTOCOL_VERSION"
+
+
 @pytest.mark.parametrize("scheme", ["tls", "nats"])
 def test_a_bad_certificate_fails_at_once_and_is_named(
     run_nats_server: RunNatsServer, tls_config: str, scheme: str

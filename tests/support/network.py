@@ -35,13 +35,17 @@ class Listener:
         return self
 
     def __exit__(self, *exception: object) -> None:
+        self.shut()
+        for thread in list(self._threads):
+            thread.join(5)
+            assert not thread.is_alive()
+
+    def shut(self) -> None:
+        """End, as far as clients can tell."""
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
         self.cut()
-        for thread in list(self._threads):
-            thread.join(5)
-            assert not thread.is_alive()
 
     def cut(self) -> None:
         """Reset every connection, as a dying network does."""
@@ -102,6 +106,7 @@ class Proxy(Listener):
         self._open = threading.Event()
         self._open.set()
         self._greeting = b""
+        self._client: socket.socket | None = None
 
     def stall(self) -> None:
         """Take no more bytes in either direction; connections stay up."""
@@ -115,6 +120,11 @@ class Proxy(Listener):
         self._open.set()
         super().__exit__(*exception)
 
+    def say(self, text: bytes) -> None:
+        """Send something to the client that connected last, as if the server had."""
+        assert self._client is not None, "nobody has connected"
+        self._client.sendall(text)
+
     def babble(self, greeting: bytes) -> None:
         """Say this to whoever connects from now on, and nothing else."""
         self._greeting = greeting
@@ -124,6 +134,7 @@ class Proxy(Listener):
             connection.sendall(self._greeting)
             _read_until_closed(connection)
             return
+        self._client = connection
         upstream = self.own(socket.create_connection(self._target))
         self._start(self._pump, upstream, connection)
         self._pump(connection, upstream)

@@ -18,10 +18,14 @@ class Peer(Listener):
 
     Args:
         answer: returns what to say to a request, given its subject and its reply subject; None: nothing now.
+        info: what it tells of itself, beside what every client needs to know.
     """
 
-    def __init__(self, answer: Callable[[str, str], Answer | None] = lambda _subject, _reply: None) -> None:
+    def __init__(
+        self, answer: Callable[[str, str], Answer | None] = lambda _subject, _reply: None, **info: Any
+    ) -> None:
         super().__init__(self._speak)
+        self._info = {"version": "2.10.0", "max_payload": 1 << 20, "headers": True, **info}
         self._answer = answer
         self._client: socket.socket | None = None
         self._subscriptions: dict[str, str] = {}
@@ -47,7 +51,7 @@ class Peer(Listener):
     def _speak(self, connection: socket.socket) -> None:
         self.connections += 1
         self._client, self._subscriptions = connection, {}
-        self.say(b'INFO {"version":"2.10.0","max_payload":1048576,"headers":true}\r\n')
+        self.say(f"INFO {json.dumps(self._info)}\r\n".encode())
         with connection.makefile("rb") as lines:
             for line in lines:
                 verb, *arguments = line.decode().split()
