@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import socket
 from collections.abc import Iterator
 
 import pytest
@@ -16,7 +14,7 @@ from mono_sync.adapter.client import NatsClient
 from tests.connection.conftest import Connect, flush_after_restart
 from tests.fixtures.servers import RawServer, RunNatsServer
 from tests.fixtures.waiting import wait_until
-from tests.support.network import Proxy, unused_port
+from tests.support.network import Proxy
 from tests.support.peer import Peer
 
 
@@ -56,35 +54,9 @@ def test_the_first_server_is_chosen_at_random(proxies: tuple[Proxy, Proxy], conn
     assert {connect(urls).server_info.url for _ in range(30)} == set(urls)
 
 
-def test_a_server_that_only_the_first_one_knows_is_tried_too(run_nats_server: RunNatsServer, connect: Connect) -> None:
-    routes = [unused_port(), unused_port()]
-
-    def member(number: int) -> RawServer:
-        listen, other = routes[number], routes[1 - number]
-        cluster = f"listen: '127.0.0.1:{listen}', routes: ['nats://127.0.0.1:{other}']"
-        return run_nats_server(f"server_name: s{number}\ncluster {{ name: c, {cluster} }}")
-
-    one, two = member(0), member(1)
-    wait_until(lambda: f"127.0.0.1:{two.port}" in _known_to(one), "the servers know each other")
-    connection = connect(one.url)
-    client = connection.server_info.client_id
-    one.kill()
-    wait_until(lambda: connection.is_connected and connection.server_info.name == "s1", "failed over")
-    flush_after_restart(connection)
-    assert client
-
-
-def _known_to(server: RawServer) -> list[str]:
-    """Return the addresses that it tells whoever connects."""
-    with socket.create_connection(("127.0.0.1", server.port), timeout=5) as client, client.makefile("rb") as lines:
-        addresses: list[str] = json.loads(lines.readline().removeprefix(b"INFO ")).get("connect_urls", [])
-    return addresses
-
-
 def test_discovered_servers_are_among_those_that_are_tried(server: RawServer, connect: Connect) -> None:
-    """Also by a server that tells of them only in its first words."""
-    with Peer(connect_urls=[f"127.0.0.1:{server.port}"]) as peer:
-        connection = connect(peer.url)
+    """A server of a cluster tells of the others when a client connects, perhaps never again."""
+    with Peer(connect_urls=[f"127.0.0.1:{server.port}"]) as peer, connect(peer.url) as connection:
         peer.shut()
         wait_until(lambda: connection.is_connected and connection.server_info.url == server.url, "failed over")
         flush_after_restart(connection)
@@ -153,8 +125,7 @@ def test_the_first_attempt_is_made_at_once_at_the_server_that_failed_least() -> 
 def test_a_line_that_nobody_can_read_leaves_no_deaf_client(
     server: RawServer, connect: Connect, nonsense: bytes
 ) -> None:
-    with Proxy(server.url) as proxy:
-        connection = connect(proxy.url)
+    with Proxy(server.url) as proxy, connect(proxy.url) as connection:
         client = connection.server_info.client_id
         proxy.say(nonsense)
         _at(connection, proxy.url, client, timeout=5)
@@ -171,8 +142,7 @@ class _LatePongs(Peer):
 
 
 def test_answers_to_pings_that_were_given_up_keep_the_connection(connect: Connect) -> None:
-    with _LatePongs() as peer:
-        connection = connect(peer.url, ping_interval=0.25)
+    with _LatePongs() as peer, connect(peer.url, ping_interval=0.25) as connection:
         while peer.pings < 1 + peer.WITHHELD:
             with pytest.raises(OperationTimeoutError):
                 connection.flush(timeout=0.02)
