@@ -35,7 +35,7 @@ from tests.application.support import (
     Provider,
 )
 from tests.fixtures.servers import RunNatsServer
-from tests.support.network import LOOPBACK, unused_port
+from tests.support.network import LOOPBACK, silent, unused_port
 from tests.support.threads import Background
 
 NASTY = [ValueError("boom"), SystemExit(3), KeyboardInterrupt("boom"), GeneratorExit("boom"), BaseException("boom")]
@@ -242,6 +242,17 @@ def test_an_unreachable_server_fails_the_start_of_the_application(journal: Journ
     assert not journal
 
 
+def test_a_silent_server_fails_the_start_with_the_connections_own_words(journal: Journal) -> None:
+    with silent() as deaf:
+        app = MonoApplication(servers=deaf.url, start_timeout=2.0)
+        app.register(Part(journal, "orders"))
+        error = failed(app)
+        assert (error.module, error.phase) == ("application", "connect")
+        assert isinstance(error.__cause__, ConnectFailedError)
+        assert error.__cause__.failures == {deaf.url: "no answer in time"}
+    assert not journal
+
+
 def test_a_server_binary_that_is_none_fails_the_start(tmp_path: Path, journal: Journal) -> None:
     app = MonoApplication(server=EmbeddedServerConfig(binary=tmp_path / "nothing"))
     app.register(Part(journal, "orders"))
@@ -279,6 +290,7 @@ def test_a_server_that_stalls_does_not_hold_the_stop_past_its_timeout(
     (error,) = stop_errors(app)
     assert time.monotonic() - begin < 2
     assert (error.module, error.phase) == ("application", "drain")
+    assert "draining the connection timed out" in str(error)  # the connection's own words
     assert journal == ["orders.start", "orders.stop"]
 
 
