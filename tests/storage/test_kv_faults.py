@@ -28,6 +28,7 @@ from tests.fixtures.servers import RunNatsServer, StartServer
 from tests.fixtures.waiting import wait_until
 from tests.storage.conftest import NewKV
 from tests.storage.helpers import CutProxy, raw_kv
+from tests.support.peer import Answer, Peer
 
 # --- limits
 
@@ -88,6 +89,25 @@ def test_full_bucket_refuses_writes_until_there_is_room(any_new_kv: NewKV) -> No
     assert len(kv.keys()) == 9
     kv.purge("k0")
     kv.set("other", bytes(500))
+
+
+@pytest.mark.parametrize(
+    ("err_code", "reason"), [(10047, "insufficient storage resources available"), (10077, "maximum bytes exceeded")]
+)
+def test_storage_of_the_server_that_is_full_is_a_full_bucket_too(err_code: int, reason: str) -> None:
+    """From a peer: of the codes for it, servers at hand answer a write with another one than 10047."""
+
+    def answer(subject: str, reply: str) -> Answer:
+        if subject == "$JS.API.STREAM.INFO.KV_b":
+            return {"config": {"name": "KV_b", "allow_direct": True}}
+        return {"error": {"code": 500, "err_code": err_code, "description": reason}}
+
+    with Peer(answer) as peer, mono_sync.connect(peer.url) as connection:
+        kv = connection.kv("b")
+        for call in (lambda: kv.set("k", b"v"), lambda: kv.create("k", b"v"), lambda: kv.update("k", b"v", 1)):
+            with pytest.raises(BucketFullError, match=reason) as caught:
+                call()
+            assert caught.value.bucket == "b"
 
 
 # --- the bucket is gone
