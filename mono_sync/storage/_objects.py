@@ -144,6 +144,7 @@ class ObjectBucket(Bucket[FSBucketConfig]):
 
         Raises:
             BucketFullError: the bucket's limit is reached; old and new version need room together.
+            InvalidHeaderError: a header that no message could carry; nothing was sent.
         """
         deadline = self._deadline(timeout)
         self._meta_subject(key)
