@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "mono_sync"
 
 LAYERS: tuple[tuple[str, ...], ...] = (  # lowest first; a module belongs to the longest prefix that fits
-    ("mono_sync.errors", "mono_sync._durations"),
+    ("mono_sync.errors", "mono_sync._durations", "mono_sync._threads"),
     ("mono_sync.server",),
     ("mono_sync.loop",),
     ("mono_sync.adapter",),

@@ -15,16 +15,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from mono_sync.errors import LoopStartError
+from mono_sync._threads import start_thread as start_thread  # noqa: PLC0414  # its neighbours start their threads with it
 
 _log = logging.getLogger("mono_sync.application")
 
 _LOOK = 0.2  # seconds; a signal that comes as a wait begins, or to another thread, does not end the wait by itself
-_THREAD_START_TIMEOUT = 10.0
-_NO_THREADS = (
-    "the thread {name!r} did not run within {timeout:g} s. Under uWSGI set `enable-threads = true` "
-    "(or --enable-threads): without it the threads of an application do not run"
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,26 +112,6 @@ class Job:
         """Return where it is; empty if it is nowhere."""
         frame = sys._current_frames().get(self.thread_id)  # noqa: SLF001  # documented way to a thread's stack
         return traceback.StackSummary() if frame is None or self.finished else traceback.extract_stack(frame)
-
-
-class _BoundedEvent(threading.Event):
-    """Lets `Thread.start` return although the thread does not run."""
-
-    def wait(self, timeout: float | None = None) -> bool:
-        return super().wait(_THREAD_START_TIMEOUT if timeout is None else timeout)
-
-
-def start_thread(thread: threading.Thread) -> None:
-    """Start a thread.
-
-    Raises:
-        LoopStartError: it does not come up; the message says what usually prevents it.
-        RuntimeError: there can be no more threads.
-    """
-    started = thread._started = _BoundedEvent()  # type: ignore[attr-defined]  # noqa: SLF001  # start() waits for it
-    thread.start()
-    if not started.is_set():
-        raise LoopStartError(_NO_THREADS.format(name=thread.name, timeout=_THREAD_START_TIMEOUT))
 
 
 def describe(error: BaseException) -> str:

@@ -16,7 +16,8 @@ from concurrent.futures import Executor
 from typing import Any, Final
 
 from mono_sync._durations import Deadline
-from mono_sync.errors import ClosedError
+from mono_sync._threads import start_thread
+from mono_sync.errors import ClosedError, LoopStartError
 from mono_sync.loop._call import Call
 
 _log = logging.getLogger("mono_sync.loop")
@@ -25,20 +26,6 @@ _DRAIN_SHARE: Final = 0.8  # of the time that a stop may take; the rest is for c
 _WORKER_GRACE: Final = 0.5  # for jobs in the loop's executor, which nothing can interrupt: a stalled DNS look-up, say
 _EXIT_TIMEOUT: Final = 3.0  # for all loop threads together
 _EXIT_PATIENCE: Final = 5.0  # see Core.refuse
-
-
-class _BoundedStart(threading.Event):
-    """Lets `Thread.start` return although the thread does not run, so that we can say why.
-
-    `Thread.start` waits without a limit until the new thread has reported; there is no public way to bound that.
-    """
-
-    def __init__(self, bound: float) -> None:
-        super().__init__()
-        self._bound = bound
-
-    def wait(self, timeout: float | None = None) -> bool:
-        return super().wait(self._bound if timeout is None else timeout)
 
 
 class Core:
@@ -65,10 +52,11 @@ class Core:
 
     def launch(self, bound: float) -> None:
         """Start the thread, and return at the latest after ``bound`` seconds, also if it does not run."""
-        self.thread._started = _BoundedStart(bound)  # type: ignore[attr-defined]  # noqa: SLF001  # see the class
         _stop_at_exit(self)
         try:
-            self.thread.start()
+            start_thread(self.thread, bound)
+        except LoopStartError:
+            pass  # a slow machine, perhaps: whoever waits for `up` decides when to give up
         except BaseException as error:
             self.fail_start(error)
             raise

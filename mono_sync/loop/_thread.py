@@ -13,6 +13,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar, TypeVarTuple
 
 from mono_sync._durations import Deadline
+from mono_sync._threads import UWSGI
 from mono_sync.errors import BlockingCallError, ClosedError, ForkedError, LoopStartError, OperationTimeoutError
 from mono_sync.loop._call import GRACE, CoroutineCall, FunctionCall
 from mono_sync.loop._core import Core
@@ -23,9 +24,6 @@ Ts = TypeVarTuple("Ts")
 _log = logging.getLogger("mono_sync.loop")
 
 _NO_DEADLINE = Deadline(None)
-_UWSGI = (
-    "Under uWSGI set `enable-threads = true` (or --enable-threads): without it the threads of an application do not run"
-)
 _UWSGI_WITH_THREADS = (2, 0, 26)  # from about here on they are enabled by default
 
 
@@ -166,7 +164,7 @@ class LoopThread:
 
     def _start(self, deadline: Deadline) -> Core:
         if _is_uwsgi_without_threads():
-            raise LoopStartError(f"the event-loop thread {self._name!r} would stand still between requests. {_UWSGI}")
+            raise LoopStartError(f"the event-loop thread {self._name!r} would stand still between requests. {UWSGI}")
         with self._lock:
             if self._closed:
                 raise ClosedError(f"the event-loop thread {self._name!r} is not running any more")
@@ -177,8 +175,8 @@ class LoopThread:
         bound = self._patience(core, deadline)
         if new:
             self._launch(core, bound)
-        if not core.up.wait(bound):
-            reason = f"the event-loop thread {self._name!r} did not run within {bound:.3g} s. {_UWSGI}"
+        if not core.up.wait(self._patience(core, deadline)):
+            reason = f"the event-loop thread {self._name!r} did not run within {bound:.3g} s. {UWSGI}"
             if core.start_deadline.expired:
                 self._give_up(core, TimeoutError(reason))
             raise LoopStartError(reason)

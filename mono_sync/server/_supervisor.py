@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from mono_sync._durations import Deadline
+from mono_sync._threads import start_thread
 from mono_sync.errors import ClosedError, MonoError, ServerError, ServerStartError
 from mono_sync.server import _watchdog
 from mono_sync.server._binary import Binary, find_binary
@@ -80,9 +81,10 @@ class Supervisor:
 
     def start(self) -> None:
         """Start the thread."""
+        assert isinstance(self.config.start_timeout, float)
         _live.add(self)
         try:
-            self._thread.start()
+            start_thread(self._thread, self.config.start_timeout)
         except RuntimeError as error:
             _live.discard(self)
             self._ended = True
@@ -143,6 +145,7 @@ class Supervisor:
     def _run(self) -> None:
         assert isinstance(self.config.start_timeout, float)
         try:
+            self._pause(0)  # ends a thread that comes up after its start has been given up
             deadline = Deadline(self.config.start_timeout)
             self._prepare(deadline)
             self._bring_up(deadline)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextvars
+import functools
 import gc
 import itertools
 import logging
@@ -20,10 +21,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mono_sync import LoopStartError, OperationTimeoutError
-from mono_sync.application import _jobs
+from mono_sync._threads import start_thread
+from mono_sync.application import _jobs, _steps
 from mono_sync.application._lifecycle import share
 from mono_sync.application._steps import StepRunner, StepsAborted
 from tests.application.support import BOUND, Gate
+from tests.fixtures.threads import standing_threads
 from tests.fixtures.waiting import wait_until
 from tests.support.threads import Background
 
@@ -333,14 +336,11 @@ def test_where_no_thread_can_be_had_a_step_runs_on_the_calling_thread(
 
 
 def test_a_thread_that_does_not_come_up_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_jobs, "_THREAD_START_TIMEOUT", 0.05)
-    with StepRunner("test") as runner:
-        monkeypatch.setattr(threading, START_NEW_THREAD, lambda *args, **kwargs: None)
+    monkeypatch.setattr(_steps, "start_thread", functools.partial(start_thread, bound=0.05))
+    with StepRunner("test") as runner, standing_threads():
         error = run(runner, int).error
-        monkeypatch.undo()
     assert isinstance(error, LoopStartError)
     assert "did not run within 0.05 s. Under uWSGI set `enable-threads = true`" in str(error)
-    threading._limbo.clear()  # type: ignore[attr-defined]  # where a thread waits that is about to start
 
 
 # --- how the time of a stop is divided

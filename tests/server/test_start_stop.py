@@ -20,6 +20,7 @@ from mono_sync.server import EmbeddedServer, EmbeddedServerConfig
 from tests.fixtures.leaks import open_files, our_threads
 from tests.fixtures.processes import child_processes, fake_binary, is_running
 from tests.fixtures.raw_nats import request, store
+from tests.fixtures.threads import standing_threads
 from tests.fixtures.waiting import wait_until
 
 ANSWERS = "{ echo nats-server: v2.99.0; exit; }"
@@ -311,6 +312,19 @@ def test_system_without_threads_is_the_reason(monkeypatch: pytest.MonkeyPatch, n
             server.start()
     with server:
         assert server.alive
+
+
+def test_thread_that_does_not_run_is_explained_and_starts_nothing_late(tmp_path: Path, nothing_left: None) -> None:
+    server = EmbeddedServer(EmbeddedServerConfig(binary=hanging(tmp_path), start_timeout=0.2))
+    threads, begin = our_threads(), time.monotonic()
+    with standing_threads() as late:
+        with pytest.raises(errors.ServerStartError, match=r"did not run within 0.2 s. Under uWSGI set `enable-threads"):
+            server.start()
+        assert time.monotonic() - begin < 2
+        for start in late:
+            start()
+        wait_until(lambda: our_threads() == threads, "the late thread has ended")
+    assert not (tmp_path / "begun").exists()
 
 
 # --- a server that does not want to end -----------------------------------------------------------------------------
