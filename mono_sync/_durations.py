@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 import time
 from datetime import timedelta
 from enum import Enum
@@ -32,7 +33,10 @@ def to_seconds(value: Duration, name: str = "timeout") -> float:
     if isinstance(value, timedelta):
         seconds = value.total_seconds()
     elif isinstance(value, (int, float)) and not isinstance(value, bool):
-        seconds = float(value)
+        try:
+            seconds = float(value)
+        except OverflowError:  # an integer beyond all floats
+            seconds = math.inf
     else:
         raise TypeError(f"{name} must be seconds or a timedelta, not {type(value).__name__}")
     if not 0 <= seconds < math.inf:
@@ -56,13 +60,21 @@ def to_ttl(value: Duration | None) -> int | None:
 
 
 class Deadline:
-    """The moment by which a call must have ended, shared by all of its steps."""
+    """The moment by which a call must have ended, shared by all of its steps.
+
+    Args:
+        timeout: seconds or a ``timedelta`` from now; None is for ever.
+
+    Raises:
+        TypeError: ``timeout`` is neither a number nor a ``timedelta``.
+        ValueError: ``timeout`` is negative, infinite or no number.
+    """
 
     __slots__ = ("_end", "timeout")
 
-    def __init__(self, timeout: float | None) -> None:
-        self.timeout: float | None = timeout
-        self._end = None if timeout is None else time.monotonic() + timeout
+    def __init__(self, timeout: Duration | None) -> None:
+        self.timeout: float | None = None if timeout is None else to_seconds(timeout)
+        self._end = None if self.timeout is None else time.monotonic() + self.timeout
 
     @classmethod
     def of(cls, timeout: Timeout, default: float | None) -> Deadline:
@@ -71,7 +83,7 @@ class Deadline:
             return timeout
         if timeout is DEFAULT:
             return cls(default)
-        return cls(None if timeout is None else to_seconds(timeout))
+        return cls(timeout)
 
     def plus(self, seconds: float) -> Deadline:
         """Return a deadline that ends later."""
@@ -80,8 +92,8 @@ class Deadline:
 
     @property
     def remaining(self) -> float | None:
-        """Seconds that are left, never negative; None is for ever."""
-        return None if self._end is None else max(0.0, self._end - time.monotonic())
+        """Seconds that are left, never negative, and never more than a lock can wait for; None is for ever."""
+        return None if self._end is None else min(max(0.0, self._end - time.monotonic()), threading.TIMEOUT_MAX)
 
     @property
     def expired(self) -> bool:

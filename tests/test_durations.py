@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 import time
 from datetime import timedelta
 from typing import Any
@@ -34,7 +35,7 @@ def test_a_timedelta_means_its_length(span: timedelta) -> None:
     st.floats(max_value=0, exclude_max=True)
     | st.integers(max_value=-1)
     | st.timedeltas(max_value=timedelta(microseconds=-1))
-    | st.sampled_from([math.inf, math.nan])
+    | st.sampled_from([math.inf, math.nan, 10**400])
 )
 def test_a_negative_or_endless_duration_is_refused_by_name(value: float | timedelta) -> None:
     with pytest.raises(ValueError, match=r"^wait must be a finite number of seconds, not negative: "):
@@ -112,8 +113,21 @@ def test_an_omitted_timeout_is_the_default(default: float) -> None:
 
 @given(st.floats(max_value=0, exclude_max=True))
 def test_a_negative_timeout_starts_no_clock(timeout: float) -> None:
-    with pytest.raises(ValueError, match=r"^timeout must be"):
-        Deadline.of(timeout, default=5)
+    for start in (Deadline, lambda timeout: Deadline.of(timeout, default=5)):
+        with pytest.raises(ValueError, match=r"^timeout must be"):
+            start(timeout)
+
+
+def test_a_deadline_takes_a_timedelta() -> None:
+    assert Deadline(timedelta(minutes=1)).timeout == 60
+
+
+def test_whatever_a_deadline_leaves_can_be_waited_for() -> None:
+    remaining = Deadline(1e300).remaining
+    event = threading.Event()
+    event.set()
+    assert event.wait(remaining)
+    assert threading.Lock().acquire(timeout=remaining or 0)
 
 
 def test_the_default_shows_what_it_is() -> None:

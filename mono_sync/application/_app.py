@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -256,13 +257,13 @@ class MonoApplication:
             raise ApplicationStateError(reason, state)
         return container
 
-    def health(self, *, timeout: Duration = 5.0) -> ApplicationHealth:
+    def health(self, *, timeout: Duration | None = 5.0) -> ApplicationHealth:
         """Ask all modules, middleware and plugins at once how they are. Never raises what a module raises.
 
         Args:
-            timeout: seconds that each gets to answer; one that has not answered by then is unhealthy.
+            timeout: seconds that each gets to answer; one that has not answered by then is unhealthy. None: for ever.
         """
-        seconds = to_seconds(timeout)
+        seconds = math.inf if timeout is None else to_seconds(timeout)
         modules = self._checks.run(self._registry, seconds) if self._control.state is ApplicationState.RUNNING else {}
         state = self._control.state
         connected = self._connection.is_connected

@@ -77,18 +77,17 @@ class Core:
             return False
         return True
 
-    def request_stop(self, timeout: float = _EXIT_TIMEOUT) -> None:
+    def request_stop(self, timeout: float | None = _EXIT_TIMEOUT) -> None:
         """Let the thread end in good order, which should take less than ``timeout`` seconds; does not wait."""
-        if not self.stopping:
+        if not self.stopping and timeout is not None:
             self._drain_timeout = timeout * _DRAIN_SHARE
         self.stopping = True
         if self.loop is not None:  # else the thread sees `stopping` when it gets there
             self.post(self._begin_to_stop)
 
-    def join(self, timeout: float) -> bool:
+    def join(self, deadline: Deadline) -> bool:
         """Wait until the thread has ended; return whether it has."""
-        deadline = Deadline(timeout)
-        if self.ended.wait(timeout):
+        if self.ended.wait(deadline.remaining):
             self.thread.join(deadline.remaining)
             return not self.thread.is_alive()
         return False

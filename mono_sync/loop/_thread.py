@@ -12,7 +12,7 @@ import weakref
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar, TypeVarTuple
 
-from mono_sync._durations import Deadline
+from mono_sync._durations import DEFAULT, Deadline, Timeout
 from mono_sync._threads import UWSGI
 from mono_sync.errors import BlockingCallError, ClosedError, ForkedError, LoopStartError, OperationTimeoutError
 from mono_sync.loop._call import GRACE, CoroutineCall, FunctionCall
@@ -24,6 +24,7 @@ Ts = TypeVarTuple("Ts")
 _log = logging.getLogger("mono_sync.loop")
 
 _NO_DEADLINE = Deadline(None)
+_STOP_TIMEOUT = 5.0
 _UWSGI_WITH_THREADS = (2, 0, 26)  # from about here on they are enabled by default
 
 
@@ -114,15 +115,19 @@ class LoopThread:
         core = self._admit(deadline, operation)
         return FunctionCall[T](core, fn, args, deadline, operation).carry_out()
 
-    def stop(self, timeout: float = 5.0) -> None:
+    def stop(self, *, timeout: Timeout = DEFAULT) -> None:
         """Stop for good: calls that wait raise `ClosedError`, tasks are cancelled and awaited, the thread is joined.
 
         Idempotent, from any number of threads at once; does nothing in a forked child. If the thread does not end
-        within ``timeout`` seconds, its stack is logged and it is left alone.
+        in time, its stack is logged and it is left alone.
+
+        Args:
+            timeout: total deadline; omitted: 5 seconds.
 
         Raises:
             BlockingCallError: called from the loop thread itself.
         """
+        deadline = Deadline.of(timeout, _STOP_TIMEOUT)
         if self._pid != os.getpid():
             return
         core = self._core
@@ -133,10 +138,10 @@ class LoopThread:
             core = self._core
         if core is None:
             return
-        core.request_stop(timeout)
-        if not core.join(timeout):
+        core.request_stop(deadline.remaining)
+        if not core.join(deadline):
             core.fail_calls()
-            _log.warning("%s did not end within %g s; it is at:\n%s", self._name, timeout, core.stack())
+            _log.warning("%s did not end within %g s; it is at:\n%s", self._name, deadline.timeout, core.stack())
         core.forget()
 
     # --- starting

@@ -50,6 +50,7 @@ def test_durations_may_be_timedeltas() -> None:
         ({"timeout": 0}, "timeout must be more than 0"),
         ({"timeout": -1}, "timeout must be"),
         ({"timeout": float("inf")}, "timeout must be"),
+        ({"timeout": 10**400}, "timeout must be"),
         ({"timeout": "5"}, "timeout must be"),
         ({"connect_timeout": None}, "connect_timeout must be"),
         ({"reconnect_wait": 2.0, "reconnect_max_wait": 1.0}, "reconnect_max_wait must not be shorter"),

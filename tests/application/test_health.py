@@ -196,6 +196,18 @@ def test_without_its_server_it_is_unhealthy_and_still_tells_of_its_modules(
     assert health.modules["orders"].healthy
 
 
+def test_without_a_timeout_it_waits_for_the_answer(app: MonoApplication, journal: Journal, gate: Gate) -> None:
+    def answer() -> HealthStatus:
+        gate()
+        return WELL
+
+    app.register(Checked(journal, "slow", answer))
+    app.start()
+    gate.when_entered(gate.release)
+    assert app.health(timeout=None).healthy
+    wait_until(lambda: not health_threads(), "the check ends", BOUND)
+
+
 @pytest.mark.parametrize("timeout", [-1, "5"])
 def test_a_timeout_that_is_none_is_refused(app: MonoApplication, timeout: Any) -> None:
     with pytest.raises((ValueError, TypeError), match="timeout must be"):

@@ -36,6 +36,7 @@ RUNNING, STOPPED, FAILED = ApplicationState.RUNNING, ApplicationState.STOPPED, A
         ({"start_timeout": -1}, "start_timeout must be a finite number of seconds, not negative"),
         ({"start_timeout": "30"}, "start_timeout must be seconds or a timedelta, not str"),
         ({"shutdown_timeout": 0}, "shutdown_timeout must be more than 0 seconds"),
+        ({"shutdown_timeout": 10**400}, "shutdown_timeout must be a finite number"),
         ({"shutdown_timeout": float("inf")}, "shutdown_timeout must be a finite number"),
         ({"server": {"port": 1}}, "server must be EmbeddedServerConfig or None, not dict"),
         ({"connection": {"name": "x"}}, "connection must be ConnectionConfig or None, not dict"),

@@ -20,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mono_sync import ClosedError, Deadline, ForkedError, LoopStartError, LoopThread
+from mono_sync._durations import Timeout
 from mono_sync.errors import MonoError, OperationTimeoutError
 from tests.fixtures.leaks import open_files
 from tests.fixtures.threads import standing_threads
@@ -179,6 +180,18 @@ def test_stopping_what_never_started_is_fine() -> None:
     loop.stop()
     with pytest.raises(ClosedError):
         loop.start()
+
+
+@pytest.mark.parametrize("timeout", [None, timedelta(seconds=5), 1e300])
+def test_stop_takes_every_timeout_and_only_by_name(loop: LoopThread, timeout: Timeout) -> None:
+    loop.start()
+    with pytest.raises(TypeError):
+        loop.stop(5)  # type: ignore[call-arg]
+    with pytest.raises(ValueError, match="timeout must be"):
+        loop.stop(timeout=-1)
+    assert loop.alive
+    loop.stop(timeout=timeout)
+    assert NAME not in thread_names()
 
 
 def test_stop_wakes_those_who_wait_and_lets_their_coroutines_end(loop: LoopThread) -> None:

@@ -48,6 +48,7 @@ HUGE = 2**63
         ("start_timeout", 1e300, "at most one day"),
         ("stop_timeout", 0, "more than 0"),
         ("stop_timeout", float("inf"), "finite"),
+        ("stop_timeout", 10**400, "finite"),
         ("stop_timeout", "5", "seconds or a timedelta"),
     ],
 )

@@ -53,6 +53,7 @@ def test_name_that_is_no_str_is_refused(kind: type[KVBucketConfig]) -> None:
         ("ttl", float("nan")),
         ("ttl", float("inf")),
         ("ttl", 1e10),
+        ("ttl", 10**400),
         ("max_bytes", 0),
         ("max_bytes", -1),
         ("max_bytes", 1.5),
