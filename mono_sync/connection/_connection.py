@@ -57,7 +57,13 @@ class _Session:
 
     def __init__(self, config: ConnectionConfig, board: StateBoard) -> None:
         self.loop = LoopThread(f"mono_sync-loop-{config.name}")
-        self.link = Link(config, lambda state: board.set(_STATES[state]))
+        told = weakref.ref(board)  # the loop would keep the board, and its listeners the connection, from collection
+
+        def tell(state: LinkState) -> None:
+            if (board := told()) is not None:
+                board.set(_STATES[state])
+
+        self.link = Link(config, tell)
 
 
 class CoreConnection:

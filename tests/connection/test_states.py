@@ -27,6 +27,7 @@ from mono_sync import (
     EmbeddedServer,
     EmbeddedServerConfig,
 )
+from mono_sync.connection._state import StateBoard
 from mono_sync.errors import ConfigurationError
 from tests.connection.conftest import Connect
 from tests.fixtures.leaks import our_threads
@@ -90,9 +91,28 @@ def test_a_removed_listener_hears_nothing(server: RawServer) -> None:
 
 def test_a_listener_may_close_the_connection(server: RawServer) -> None:
     connection = Connection(ConnectionConfig(servers=server.url))
-    connection.add_listener(lambda state: connection.close() if state is ConnectionState.CONNECTED else None)
+    heard: queue.SimpleQueue[ConnectionState] = queue.SimpleQueue()
+
+    def listen(state: ConnectionState) -> None:
+        if state is ConnectionState.CONNECTED:
+            connection.close()
+        heard.put(state)
+
+    connection.add_listener(listen)
     connection.open()
-    wait_until(lambda: connection.state is ConnectionState.CLOSED, "closed by its listener")
+    assert [heard.get(timeout=5) for _ in range(2)] == [ConnectionState.CONNECTED, ConnectionState.CLOSED]
+
+
+def test_nothing_follows_closed() -> None:
+    heard: queue.SimpleQueue[ConnectionState] = queue.SimpleQueue()
+    board = StateBoard()
+    board.add(heard.put)
+    for state in (ConnectionState.CLOSED, ConnectionState.CONNECTED, ConnectionState.RECONNECTING):
+        board.set(state)
+        assert board.state is ConnectionState.CLOSED
+    board.join(5)
+    assert heard.get_nowait() is ConnectionState.CLOSED
+    assert heard.empty()
 
 
 def test_close_is_idempotent_and_final(server: RawServer) -> None:
@@ -171,6 +191,31 @@ def test_an_unclosed_connection_says_so_and_its_thread_ends(server: RawServer) -
         assert gone() is None
         wait_until(lambda: not _threads_of("forgotten"), "the loop thread has ended")
     assert any("unclosed <Connection 'forgotten'" in text for text in said)
+
+
+def test_a_forgotten_connection_takes_its_listeners_and_their_thread_along(server: RawServer) -> None:
+    connection: Connection | None = Connection(ConnectionConfig(servers=server.url, name="forgotten"))
+    assert connection is not None
+    gone, heard = weakref.ref(connection), threading.Event()
+
+    def listen(state: ConnectionState, connection: Connection = connection) -> None:
+        connection.flush()
+        heard.set()
+
+    connection.add_listener(listen)
+    connection.open()
+    assert heard.wait(5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        connection = None
+        del listen
+
+        def collected() -> bool:
+            gc.collect()
+            return gone() is None
+
+        wait_until(collected, "collected")
+        wait_until(lambda: not _threads_of("listeners") and not _threads_of("forgotten"), "its threads have ended")
 
 
 def test_it_works_inside_a_running_event_loop(server: RawServer) -> None:
