@@ -171,6 +171,13 @@ start_new_thread = _thread.start_new_thread
 def start_and_record(*args):  # Python 3.11 has no audit event for it
     effects.append("_thread.start_new_thread")
     return start_new_thread(*args)
+import os
+register_at_fork = os.register_at_fork
+def register_and_record(**hooks):  # there is no audit event for it; the standard library may do it
+    if sys._getframe(1).f_globals["__name__"].partition(".")[0] in ("mono_sync", "__main__"):
+        effects.append("os.register_at_fork")
+    register_at_fork(**hooks)
+os.register_at_fork = register_and_record
 assert "threading" not in sys.modules
 _thread.start_new_thread = _thread.start_new = start_and_record
 def record(event, args):
@@ -220,6 +227,7 @@ def test_import_of_every_module_has_no_side_effect(tmp_path: Path) -> None:
         ("import threading; threading.Thread(target=int).start()", "_thread.start"),
         ("import socket; socket.socket().close()", "socket.__new__"),
         ("import subprocess; subprocess.run(['true'])", "subprocess.Popen"),
+        ("import os; os.register_at_fork(before=int)", "os.register_at_fork"),
         ("open('made', 'w').close()", "open made for writing"),
         ("import logging; logging.basicConfig()", "logging handler"),
         ("import signal; signal.signal(signal.SIGINT, signal.SIG_DFL)", "signal handler"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import os
 import threading
@@ -107,6 +108,7 @@ class CoreConnection:
             ConnectionClosedError: it has been closed; make a new one.
             ServerError: the embedded server could not be started.
         """
+        _install_fork_hook()
         with self._lock:
             if self._closing:
                 raise ConnectionClosedError(f"{self!r} was closed and cannot be opened again: make a new one")
@@ -379,4 +381,6 @@ def _forget_parent() -> None:
         connection._forget_parent()  # noqa: SLF001  # this module's own class
 
 
-os.register_at_fork(after_in_child=_forget_parent)
+@functools.cache
+def _install_fork_hook() -> None:  # twice, by threads at the same moment, would do no harm
+    os.register_at_fork(after_in_child=_forget_parent)
