@@ -35,6 +35,7 @@ from tests.application.support import (
     Provider,
 )
 from tests.fixtures.servers import RunNatsServer
+from tests.fixtures.waiting import wait_until
 from tests.support.network import LOOPBACK, silent, unused_port
 from tests.support.threads import Background
 
@@ -268,9 +269,7 @@ def test_a_server_that_died_does_not_hold_the_stop(run_nats_server: RunNatsServe
     app.register(Part(journal, "orders"))
     app.start()
     server.kill()
-    begin = time.monotonic()
-    while app.connection.is_connected and time.monotonic() - begin < BOUND:
-        time.sleep(0.005)
+    wait_until(lambda: not app.connection.is_connected, "the connection notices", BOUND)
     begin = time.monotonic()
     app.stop()
     assert time.monotonic() - begin < 2
