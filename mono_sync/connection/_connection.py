@@ -11,7 +11,7 @@ import threading
 import time
 import warnings
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import Any, Self
 
@@ -38,6 +38,7 @@ from mono_sync.server import EmbeddedServer
 _log = logging.getLogger("mono_sync.connection")
 
 _CLOSE_TIMEOUT = 5.0
+_CLOSE_GRACE = 0.5  # past the deadline, and only if the loop is stuck
 _MARGIN = 1.0
 _STATES = {
     LinkState.CONNECTED: ConnectionState.CONNECTED,
@@ -99,29 +100,33 @@ class CoreConnection:
         """Start the embedded server, if there is one, and connect. Does nothing when open already.
 
         Args:
-            timeout: total deadline; omitted: ``connect_timeout`` of the configuration. The embedded server's start has
-                a deadline of its own.
+            timeout: total deadline; omitted: ``connect_timeout`` of the configuration. Start and stop of the embedded
+                server have deadlines of their own, see `EmbeddedServerConfig`.
 
         Raises:
             ConnectFailedError: no server accepted us; names the reason for each.
             AuthenticationError: every server that answered refused the credentials.
             ConnectionClosedError: it has been closed; make a new one.
             ServerError: the embedded server could not be started.
+            UnsupportedByServerError: the embedded server is too old for one of its options.
+            OperationTimeoutError: another thread was opening it until the deadline.
         """
         _install_fork_hook()
-        with self._lock:
+        deadline = Deadline.of(timeout, self._config.open_timeout)
+        with self._locked(deadline, "connecting to NATS"):
             if self._closing:
                 raise ConnectionClosedError(f"{self!r} was closed and cannot be opened again: make a new one")
             if self._session is None:
-                self._open(Deadline.of(timeout, self._config.open_timeout))
+                self._open(deadline)
 
     def _open(self, deadline: Deadline) -> None:
         config = self._config
         try:
             if self._server is not None:
                 if not self._forked:
+                    remaining = deadline.remaining
                     self._server.start()
-                    deadline = Deadline(deadline.timeout)  # the server's start has had its own
+                    deadline = Deadline(remaining)  # the server's start has had its own
                 config = _for_server(config, self._server)
             session = self._opening = _Session(config, self._board)
             if self._closing:
@@ -130,10 +135,13 @@ class CoreConnection:
                 session.link.open, deadline, deadline=deadline.plus(_MARGIN), operation="connecting to NATS"
             )
             self._session = session
+            if self._closing:  # else a `close` that has not waited for the lock would leave it open
+                raise ConnectionClosedError(f"{self!r} was closed while it was being opened")
         except BaseException as error:
+            self._session = None
             if self._opening is not None:
-                self._opening.loop.stop()
-            if self._server is not None and not self._forked:
+                self._opening.loop.stop(timeout=_MARGIN)
+            if self._server is not None:
                 self._server.stop()
             if self._closing and isinstance(error, ClosedError):
                 raise ConnectionClosedError(f"{self!r} was closed while it was being opened") from error
@@ -146,42 +154,57 @@ class CoreConnection:
 
         Bytes that the socket does not take in time are dropped; `drain` waits for them. Stops the embedded server if it
         belongs to this connection.
+
+        Args:
+            timeout: total deadline; omitted: 5 seconds. What has not ended by then ends in the background. The stop of
+                the embedded server has a bound of its own, see `EmbeddedServer.stop`.
         """
         deadline = Deadline.of(timeout, _CLOSE_TIMEOUT)
+        patience = deadline.plus(_CLOSE_GRACE)
         self._closing = True
         if (opening := self._opening) is not None:
-            opening.loop.stop()  # ends the `open` of another thread, which holds the lock
-        with self._lock:
-            session, self._session = self._session, None
+            opening.loop.stop(timeout=patience)  # ends the `open` of another thread, which holds the lock
+        with contextlib.suppress(OperationTimeoutError), self._locked(deadline, "closing the connection"):
+            pass  # that `open` has ended
+        session, self._session = self._session, None
         if session is not None:
-            remaining = deadline.remaining
-            grace = _CLOSE_TIMEOUT / 2 if remaining is None else remaining / 2
-            try:
-                session.loop.run(session.link.close, grace, deadline=deadline, operation="closing the connection")
-            except (OperationTimeoutError, ClosedError) as error:
-                _log.warning("closing %r: %s", self, error)
-            finally:
-                session.loop.stop()
+            self._end(session, deadline, patience)
         self._board.set(ConnectionState.CLOSED)
-        self._board.join(_CLOSE_TIMEOUT)
-        if self._server is not None and not self._forked:
+        self._board.join(deadline.remaining)
+        if self._server is not None:
             self._server.stop()
+
+    def _end(self, session: _Session, deadline: Deadline, patience: Deadline) -> None:
+        """Close the link and stop the loop, which takes next to no time unless bytes are left or something is stuck."""
+        remaining = deadline.remaining
+        grace = _CLOSE_TIMEOUT / 2 if remaining is None else remaining / 2
+        try:
+            session.loop.run(session.link.close, grace, deadline=patience, operation="closing the connection")
+        except (OperationTimeoutError, ClosedError) as error:
+            _log.warning("closing %r: %s", self, error)
+        finally:
+            session.loop.stop(timeout=patience)
 
     def drain(self, *, timeout: Timeout = DEFAULT) -> None:
         """Refuse new messages, let the requests under way get their answers and everything sent arrive, then close.
 
+        Args:
+            timeout: total deadline; as for `close`, the stop of the embedded server has a bound of its own.
+
         Raises:
             OperationTimeoutError: it did not get that far in time; the connection is closed all the same.
+            ConnectionLostError: the connection broke meanwhile; what was published before may be lost. It is closed.
         """
         deadline = Deadline.of(timeout, self._config.call_timeout)
         session = self._session
         try:
             if session is not None:
                 session.loop.run(session.link.drain, deadline=deadline, operation="draining the connection")
-        except ConnectionClosedError:
+        except ClosedError:
             pass  # closed by somebody else meanwhile: there is nothing left to drain
         finally:
-            self.close()
+            remaining = deadline.remaining  # closing is one step of draining: no reason to take longer than by itself
+            self.close(timeout=_CLOSE_TIMEOUT if remaining is None else min(remaining, _CLOSE_TIMEOUT))
 
     def __enter__(self) -> Self:
         self.open()
@@ -216,10 +239,13 @@ class CoreConnection:
         check_subject(subject)
         data, block = check_payload(data), b"" if headers is None else encode_headers(headers)
         session = self._live_session()
+        data, block = check_payload(data), encode_headers(headers) if headers else b""
+        operation = f"publish to {subject}"
+        session = self._live_session(deadline, operation)
         command = encode_publish(
             subject, data, check_subject(reply) if reply else "", block, session.link.info.max_payload
         )
-        session.loop.run(session.link.publish, command, deadline=deadline, operation=f"publish to {subject}")
+        session.loop.run(session.link.publish, command, deadline=deadline, operation=operation)
 
     def request(
         self,
@@ -243,10 +269,13 @@ class CoreConnection:
         check_subject(subject)
         data, block = check_payload(data), b"" if headers is None else encode_headers(headers)
         session = self._live_session()
+        data, block = check_payload(data), encode_headers(headers) if headers else b""
+        operation = f"request {subject}"
+        session = self._live_session(deadline, operation)
         reply = session.link.new_reply()
         command = encode_publish(subject, data, reply, block, session.link.info.max_payload)
         message = session.loop.run(
-            session.link.request, subject, reply, command, deadline=deadline, operation=f"request {subject}"
+            session.link.request, subject, reply, command, deadline=deadline, operation=operation
         )
         if message.status == 503 and not message.data:
             raise NoRespondersError(subject)
@@ -258,9 +287,10 @@ class CoreConnection:
         Raises:
             OperationTimeoutError: it did not answer in time.
             ConnectionLostError: the connection broke meanwhile; what was published before may be lost.
+            ConnectionClosedError: the connection is closed, or was closed meanwhile, or is not open yet.
         """
-        session = self._live_session()
         deadline = Deadline.of(timeout, self._config.call_timeout)
+        session = self._live_session(deadline, "flush")
         session.loop.run(session.link.flush, deadline=deadline, operation="flush")
 
     def rtt(self, *, timeout: Timeout = DEFAULT) -> float:
@@ -269,6 +299,7 @@ class CoreConnection:
         Raises:
             OperationTimeoutError: it did not answer in time.
             ConnectionLostError: the connection broke meanwhile.
+            ConnectionClosedError: the connection is closed, or was closed meanwhile, or is not open yet.
         """
         start = time.perf_counter()
         self.flush(timeout=timeout)
@@ -302,8 +333,9 @@ class CoreConnection:
 
         Raises:
             ConnectionClosedError: the connection is closed, or not open yet.
+            OperationTimeoutError: another thread was opening it for longer than the default timeout.
         """
-        return self._live_session().link.info
+        return self._live_session(Deadline(self._config.call_timeout), "server_info").link.info
 
     def add_listener(self, listener: StateListener) -> None:
         """Call ``listener(state)`` after every change of the state, in order.
@@ -324,16 +356,17 @@ class CoreConnection:
     # --- for the layers above
 
     def inbox(self, deadline: Deadline) -> Inbox:
-        """Return a context manager that receives on a subject of its own until ``deadline``."""
-        return Inbox(self, self._live_session().link.new_reply(), deadline)
+        """Return a context manager that receives on a subject of its own until ``deadline``. Not for users."""
+        return Inbox(self, self._live_session(deadline, "inbox").link.new_reply(), deadline)
 
     def start_listening(self, listening: Listening, deadline: Deadline) -> None:
-        """Begin a subscription whose messages are handed over on the loop thread."""
-        session = self._live_session()
-        session.loop.run(session.link.listen, listening, deadline=deadline, operation=f"subscribe {listening.subject}")
+        """Begin a subscription whose messages are handed over on the loop thread. Not for users."""
+        operation = f"subscribe {listening.subject}"
+        session = self._live_session(deadline, operation)
+        session.loop.run(session.link.listen, listening, deadline=deadline, operation=operation)
 
     def stop_listening(self, listening: Listening) -> None:
-        """End a subscription; does nothing when the connection is gone."""
+        """End a subscription; does nothing when the connection is gone. Not for users."""
         session = self._session
         if session is not None:
             with contextlib.suppress(MonoError):
@@ -341,11 +374,11 @@ class CoreConnection:
                     session.link.unlisten, listening, deadline=Deadline(_CLOSE_TIMEOUT), operation="unsubscribe"
                 )
 
-    def _live_session(self) -> _Session:
+    def _live_session(self, deadline: Deadline, operation: str) -> _Session:
         session = self._session
         if session is not None:
             return session
-        with self._lock:  # another thread may be opening it
+        with self._locked(deadline, operation):  # another thread may be opening it
             session = self._session
         if session is not None:
             return session
@@ -353,8 +386,23 @@ class CoreConnection:
             raise ConnectionClosedError(f"{self!r} is closed")
         if not self._forked:
             raise ConnectionClosedError(f"{self!r} is not open yet: call open() or use it as a context manager")
-        self.open()
-        return self._live_session()
+        self.open(timeout=deadline)
+        return self._live_session(deadline, operation)
+
+    @contextlib.contextmanager
+    def _locked(self, deadline: Deadline, operation: str) -> Iterator[None]:
+        """Hold the lock, which an `open` keeps as long as it takes.
+
+        Raises:
+            OperationTimeoutError: it was not to be had in time.
+        """
+        remaining, lock = deadline.remaining, self._lock
+        if not lock.acquire(timeout=-1 if remaining is None else remaining):
+            raise OperationTimeoutError(operation, deadline.timeout)
+        try:
+            yield
+        finally:
+            lock.release()
 
     def _forget_parent(self) -> None:
         """In a forked child: drop what belongs to the parent without touching it; first use opens anew."""

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 import mono_sync
-from mono_sync import Connection, ConnectionLostError
+from mono_sync import Connection, ConnectionLostError, OperationTimeoutError
 from tests.fixtures.waiting import wait_until
 
 Connect = Callable[..., Connection]
@@ -23,6 +23,16 @@ def connect() -> Iterator[Connect]:
             return stack.enter_context(mono_sync.connect(servers, **options))
 
         yield connect
+
+
+def fill(connection: Connection, subject: str) -> int:
+    """Publish until the socket takes no more; return how many messages it took."""
+    for sent in range(1000):
+        try:
+            connection.publish(subject, bytes(500_000), timeout=0.2)
+        except OperationTimeoutError:
+            return sent
+    raise AssertionError("the socket takes everything")
 
 
 def flush_after_restart(connection: Connection) -> None:

@@ -22,7 +22,7 @@ from mono_sync import (
     OperationTimeoutError,
 )
 from mono_sync._durations import Deadline
-from tests.connection.conftest import Connect, flush_after_restart
+from tests.connection.conftest import Connect, fill, flush_after_restart
 from tests.fixtures.servers import RawServer, RunNatsServer
 from tests.fixtures.waiting import wait_until
 from tests.support.network import Proxy
@@ -38,16 +38,6 @@ def server(run_nats_server: RunNatsServer) -> RawServer:
 def _submit(pool: ThreadPoolExecutor, connection: Connection, timeout: float = 20) -> Future[object]:
     """Make a request that the paused server has not answered."""
     return pool.submit(connection.request, "$JS.API.INFO", timeout=timeout)
-
-
-def _fill(connection: Connection, subject: str) -> int:
-    """Publish until the socket takes no more; return how many messages it took."""
-    for sent in range(1000):
-        try:
-            connection.publish(subject, bytes(500_000), timeout=0.2)
-        except OperationTimeoutError:
-            return sent
-    raise AssertionError("the socket takes everything")
 
 
 def _reconnected(connection: Connection, client: int) -> None:
@@ -152,7 +142,7 @@ def test_what_a_stalled_socket_did_not_take_is_not_sent_later(server: RawServer,
             connection.flush()
             proxy.stall()
             subject = inbox.subject("x")
-            sent = _fill(stalled, subject)
+            sent = fill(stalled, subject)
             for _ in range(5):
                 with pytest.raises(OperationTimeoutError):
                     stalled.publish(subject, b"too late", timeout=0.05)
@@ -192,7 +182,7 @@ def test_unsent_bytes_do_not_delay_the_failover(run_nats_server: RunNatsServer, 
         connection = connect(proxy.url, ping_interval=0.2, reconnect_wait=0.01, reconnect_max_wait=0.05)
         connection._session.link._client.set_server_pool([healthy.url])  # type: ignore[union-attr]  # the first is fixed
         proxy.stall()
-        _fill(connection, "x")
+        fill(connection, "x")
         wait_until(lambda: connection.server_info.url == healthy.url, "failed over", timeout=5)
         connection.flush(timeout=5)
 
@@ -201,7 +191,7 @@ def test_closing_is_bounded_with_unsent_bytes(server: RawServer, connect: Connec
     with Proxy(server.url) as proxy:
         connection = connect(proxy.url)
         proxy.stall()
-        _fill(connection, "x")
+        fill(connection, "x")
         start = time.monotonic()
         connection.close(timeout=0.5)
         assert time.monotonic() - start < 1.5
