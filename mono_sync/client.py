@@ -79,6 +79,7 @@ def connect(
         ConfigurationError: an option cannot be right.
         ConnectFailedError: no server accepted us.
         ServerError: the embedded server could not be started.
+        UnsupportedByServerError: the embedded server is too old for one of its options.
     """
     try:
         config = ConnectionConfig(**options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any
@@ -60,6 +61,18 @@ def test_payloads_of_every_size_arrive_whole(connection: Connection, size: int) 
 def test_a_request_returns_the_answer(connection: Connection) -> None:
     answer = connection.request("$JS.API.INFO", timeout=timedelta(seconds=2))
     assert b"memory" in answer.data
+
+
+def test_an_answer_with_data_and_status_503_is_an_answer(connection: Connection) -> None:
+    """Only an empty one says that nobody is subscribed."""
+    session = connection._session
+    assert session is not None
+    with connection.inbox(Deadline(5)) as inbox, ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(connection.request, inbox.subject("x"), timeout=5)
+        reply, block = inbox.next("test").reply, b"NATS/1.0 503\r\n\r\n"
+        command = f"HPUB {reply} {len(block)} {len(block) + 4}\r\n".encode() + block + b"data\r\n"
+        session.loop.run(session.link.publish, command, deadline=Deadline(5), operation="answer")
+        assert (answer.result(5).status, answer.result().data) == (503, b"data")
 
 
 def test_requests_of_many_threads_get_their_own_answers(connection: Connection) -> None:
@@ -175,6 +188,13 @@ def test_a_closed_connection_refuses_and_says_so(connection: Connection) -> None
     for call in (connection.flush, lambda: connection.publish("a"), lambda: connection.request("a")):
         with pytest.raises(ConnectionClosedError, match="is closed"):
             call()
+
+
+@pytest.mark.parametrize("call", [Connection.flush, Connection.rtt])
+def test_a_closed_connection_reaches_nobody(call: Callable[[Connection], object], connection: Connection) -> None:
+    connection.close()
+    with pytest.raises(ConnectionClosedError, match="is closed"):
+        call(connection)
 
 
 def test_an_unopened_connection_says_what_to_do() -> None:
