@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from mono_sync import (
+    ClosedError,
     Connection,
     ConnectionClosedError,
     ConnectionConfig,
@@ -125,6 +126,27 @@ def test_closing_does_not_wait_past_its_deadline_while_another_thread_starts_the
         with within(3):
             connection.close(timeout=0.1)
             assert isinstance(opening.exception(5), ConnectionClosedError)
+
+
+def test_closing_is_bounded_with_a_loop_that_is_stuck(server: RawServer) -> None:
+    connection, stuck, go = Connection(ConnectionConfig(servers=server.url)), threading.Event(), threading.Event()
+    threads = our_threads()
+    connection.open()
+    session = connection._session
+    assert session is not None
+
+    def block() -> None:
+        stuck.set()
+        go.wait(30)
+
+    with ThreadPoolExecutor(1) as pool:
+        call = pool.submit(lambda: session.loop.call(block, deadline=Deadline(30), operation="block"))
+        assert stuck.wait(5)
+        with within(3):
+            connection.close(timeout=0.1)
+        go.set()
+        assert isinstance(call.exception(5), ClosedError)
+    wait_until(lambda: our_threads() == threads, "the loop has ended")
 
 
 # --- they cross
