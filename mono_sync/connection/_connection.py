@@ -238,8 +238,6 @@ class CoreConnection:
         deadline = Deadline.of(timeout, self._config.call_timeout)
         check_subject(subject)
         data, block = check_payload(data), b"" if headers is None else encode_headers(headers)
-        session = self._live_session()
-        data, block = check_payload(data), encode_headers(headers) if headers else b""
         operation = f"publish to {subject}"
         session = self._live_session(deadline, operation)
         command = encode_publish(
@@ -268,8 +266,6 @@ class CoreConnection:
         deadline = Deadline.of(timeout, self._config.call_timeout)
         check_subject(subject)
         data, block = check_payload(data), b"" if headers is None else encode_headers(headers)
-        session = self._live_session()
-        data, block = check_payload(data), encode_headers(headers) if headers else b""
         operation = f"request {subject}"
         session = self._live_session(deadline, operation)
         reply = session.link.new_reply()
