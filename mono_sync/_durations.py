@@ -90,6 +90,11 @@ class Deadline:
         remaining = self.remaining
         return Deadline(None if remaining is None else remaining + seconds)
 
+    def at_most(self, seconds: float) -> Deadline:
+        """Return this deadline, or one in ``seconds`` where that is sooner."""
+        remaining = self.remaining
+        return self if remaining is not None and remaining <= seconds else Deadline(seconds)
+
     @property
     def remaining(self) -> float | None:
         """Seconds that are left, never negative, and never more than a lock can wait for; None is for ever."""

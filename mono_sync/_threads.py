@@ -13,6 +13,10 @@ UWSGI: Final = (
 )
 
 
+class WaitedForThread(threading.Thread):
+    """A daemon thread of ours that another one waits for: what it raises reaches somebody, also at interpreter exit."""
+
+
 class _BoundedStart(threading.Event):
     """Lets `Thread.start` return although the thread does not run, so that we can say why.
 

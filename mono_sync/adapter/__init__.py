@@ -6,7 +6,7 @@ Only `mono_sync.adapter.client` imports nats; nothing of nats leaves this packag
 from mono_sync.adapter._address import ServerAddress
 from mono_sync.adapter._config import ConnectionConfig, ConnectionOptions
 from mono_sync.adapter._info import ServerInfo
-from mono_sync.adapter._link import Link, LinkState, Listening
+from mono_sync.adapter._link import Link, LinkState, Listening, NotSentError, Waiter
 from mono_sync.adapter._message import (
     Message,
     Payload,
@@ -25,9 +25,11 @@ __all__ = [
     "LinkState",
     "Listening",
     "Message",
+    "NotSentError",
     "Payload",
     "ServerAddress",
     "ServerInfo",
+    "Waiter",
     "check_header",
     "check_payload",
     "check_subject",

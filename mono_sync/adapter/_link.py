@@ -9,12 +9,14 @@ import logging
 import secrets
 from collections.abc import AsyncIterator, Callable
 from enum import Enum
+from typing import Protocol
 
 from mono_sync._durations import Deadline
 from mono_sync.adapter._config import ConnectionConfig
 from mono_sync.adapter._info import ServerInfo
 from mono_sync.adapter._message import Message
-from mono_sync.adapter.client import NatsClient, Sink, connect
+from mono_sync.adapter._scanner import Sink
+from mono_sync.adapter.client import NatsClient, connect
 from mono_sync.errors import ConnectionClosedError, ConnectionLostError, NatsConnectionError, PermissionDeniedError
 
 _log = logging.getLogger("mono_sync.connection")
@@ -28,23 +30,87 @@ class LinkState(Enum):
     CLOSED = "closed"
 
 
-class Listening:
-    """A subscription of a link: messages go to ``sink``; ``lost`` is told when the connection breaks or closes."""
+class Waiter(Protocol):
+    """Somebody who waits for an answer; only the first of `succeed` and `fail` counts. Any thread."""
 
-    __slots__ = ("lost", "sink", "subject", "subscription")
+    @property
+    def waits(self) -> bool:
+        """Whether he has neither been answered nor given up."""
+
+    def succeed(self, result: Message) -> None:
+        """Hand him the answer."""
+
+    def fail(self, error: Exception) -> None:
+        """Tell him that there will be none."""
+
+
+class NotSentError(Exception):
+    """A request could not be sent from the calling thread; nothing of it has left."""
+
+
+class _Request:
+    """A request under way, as a command of the wire."""
+
+    __slots__ = ("data", "sent", "subject", "waiter")
+
+    def __init__(self, waiter: Waiter, subject: str, data: bytes) -> None:
+        self.waiter = waiter
+        self.subject = subject
+        self.data = data
+        self.sent = False
+
+    def claim(self) -> bool:
+        self.sent = True
+        return self.waiter.waits
+
+    def refuse(self) -> bool:
+        self.sent = False
+        self.waiter.fail(NotSentError())
+        return True
+
+
+class _LoopWaiter:
+    """A coroutine that waits."""
+
+    def __init__(self) -> None:
+        self.answer: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
+
+    @property
+    def waits(self) -> bool:
+        return not self.answer.done()
+
+    def succeed(self, result: Message) -> None:
+        if self.waits:
+            self.answer.set_result(result)
+
+    def fail(self, error: Exception) -> None:
+        if self.waits:
+            self.answer.set_exception(error)
+
+
+class Listening:
+    """A subscription of a link: messages go to ``sink``; ``lost`` is told when the connection breaks or closes.
+
+    Attributes:
+        asked: subjects of messages that are answered here, by their lower case, in which the server tells that it
+            refuses one: ``lost`` then learns of it.
+    """
+
+    __slots__ = ("asked", "lost", "sink", "subject", "subscription")
 
     def __init__(self, subject: str, sink: Sink, lost: Callable[[NatsConnectionError], None]) -> None:
         self.subject: str = subject
         self.sink: Sink = sink
         self.lost: Callable[[NatsConnectionError], None] = lost
         self.subscription: object | None = None
+        self.asked: dict[str, str] = {}
 
 
 class Link:
     """Sends commands when the connection can take them, and matches answers to requests.
 
-    Everything but `new_reply` belongs to the loop thread. Deadlines are the caller's: each coroutine may be cancelled
-    at any point, and what had not been handed to the socket by then is never sent.
+    Everything but `new_reply`, `exchange` and `forget` belongs to the loop thread. Deadlines are the caller's: each
+    coroutine may be cancelled at any point, and what had not been handed to the socket by then is never sent.
     """
 
     def __init__(self, config: ConnectionConfig, on_state: Callable[[LinkState], None]) -> None:
@@ -53,7 +119,9 @@ class Link:
         self._client: NatsClient | None = None
         self._prefix = f"{config.inbox_prefix}.{secrets.token_hex(11)}."
         self._numbers = itertools.count(1)
-        self._requests: dict[str, tuple[asyncio.Future[Message], str]] = {}
+        self._requests: dict[str, _Request] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._ready = False  # connected, and all subscriptions are known to the server
         self._listening: set[Listening] = set()
         self._changes: set[asyncio.Future[None]] = set()
         self._closed_reason: str | None = None
@@ -64,18 +132,21 @@ class Link:
 
     async def open(self, deadline: Deadline) -> None:
         """Connect and subscribe the inbox of all requests."""
+        self._loop = asyncio.get_running_loop()
         client = await connect(self._config, self, deadline)
         self._client = client
         self._release = asyncio.create_task(_release_at_the_end(client))
         await client.listen(f"{self._prefix}*", self._answer)
+        self._ready = True
         self._on_state(LinkState.CONNECTED)
 
     async def drain(self) -> None:
         """Refuse new messages, wait for the answers under way and until the server has read everything sent."""
         self._draining = True
-        waiting = [future for future, _ in self._requests.values()]
-        if waiting:
-            await asyncio.wait(waiting)
+        self._ready = False
+        while self._requests:
+            async with self._next_change() as change:
+                await change
         await self._ping()
 
     async def close(self, grace: float) -> None:
@@ -105,21 +176,43 @@ class Link:
         client = await self._writable()
         client.send(command)
 
+    def exchange(self, waiter: Waiter, subject: str, reply: str, command: bytes) -> None:
+        """Send a command from the calling thread; the message on its reply subject is for the waiter. Any thread.
+
+        The waiter gets `NotSentError` where that is impossible at the moment: `request` then waits until it is
+        possible. Whoever gives up, or is done, calls `forget`.
+        """
+        request = _Request(waiter, subject, command)
+        self._requests[reply] = request
+        wire = self._client.wire if self._ready and self._client is not None else None
+        if wire is None:
+            request.refuse()
+        else:
+            wire.put(request)
+
+    def forget(self, reply: str) -> None:
+        """Leave an answer alone that nobody waits for any more. Any thread."""
+        self._requests.pop(reply, None)
+        if self._draining and self._loop is not None:
+            with contextlib.suppress(RuntimeError):  # the loop has ended
+                self._loop.call_soon_threadsafe(self._wake)
+
     async def request(self, subject: str, reply: str, command: bytes) -> Message:
-        """Send a command and wait for the message on its reply subject.
+        """Send a command, as soon as there is a socket that takes it, and wait for the message on its reply subject.
 
         Raises:
             ConnectionLostError: the connection broke after the command was sent.
             PermissionDeniedError: the server refused it.
         """
         client = await self._writable()
-        future: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
-        self._requests[reply] = (future, subject)
+        waiter = _LoopWaiter()
+        request = self._requests[reply] = _Request(waiter, subject, command)
+        request.sent = True
         try:
             client.send(command)
-            return await future
+            return await waiter.answer
         finally:
-            del self._requests[reply]
+            self.forget(reply)
 
     async def flush(self) -> None:
         """Wait until the server has read everything that was sent."""
@@ -133,11 +226,12 @@ class Link:
         listening.subscription = await client.listen(listening.subject, listening.sink)
         self._listening.add(listening)
 
-    async def unlisten(self, listening: Listening) -> None:
+    def unlisten(self, listening: Listening) -> None:
         """End a subscription; idempotent."""
         if listening in self._listening:
             self._listening.discard(listening)
-            await self._connected_client().unlisten(listening.subscription)  # type: ignore[arg-type]  # nats is not imported here
+            if self._client is not None:
+                self._client.unlisten(listening.subscription)  # type: ignore[arg-type]  # nats is not imported here
 
     async def _ping(self) -> None:
         client = await self._writable(while_draining=True)
@@ -176,21 +270,28 @@ class Link:
             self._changes.discard(change)
 
     def _answer(self, message: Message) -> None:
-        entry = self._requests.get(message.subject)
-        if entry is not None and not entry[0].done():
-            entry[0].set_result(message)
+        request = self._requests.pop(message.subject, None)
+        if request is not None:
+            request.waiter.succeed(message)
+            if self._draining:
+                self._wake()
 
     # --- the connection's fate, told by the client
 
     def broken(self) -> None:
         """End the calls in flight: their answers cannot come any more."""
         _log.warning("connection to %s lost; reconnecting", self._server)
-        self._fail_in_flight(lambda: ConnectionLostError("the connection to NATS broke before the answer came"))
+        self._ready = False
+        self._fail_in_flight(
+            [request for request in self._requests.copy().values() if request.sent],
+            lambda: ConnectionLostError("the connection to NATS broke before the answer came"),
+        )
         self._on_state(LinkState.RECONNECTING)
 
     def reconnected(self) -> None:
         """Let the calls go on that waited for a connection."""
         _log.info("connected again, to %s", self._server)
+        self._ready = not self._draining
         self._on_state(LinkState.CONNECTED)
         self._wake()
 
@@ -204,11 +305,13 @@ class Link:
 
     def denied(self, subject: str, reason: str) -> None:
         """End the requests on a subject that the server refused (it tells the subject in lower case)."""
-        refused = [(future, name) for future, name in self._requests.values() if name.lower() == subject]
-        for future, name in refused:
-            if not future.done():
-                future.set_exception(PermissionDeniedError(name))
-        if not refused:
+        refused = [request for request in self._requests.copy().values() if request.subject.lower() == subject]
+        for request in refused:
+            request.waiter.fail(PermissionDeniedError(request.subject))
+        asking = [listening for listening in self._listening if subject in listening.asked]
+        for listening in asking:
+            listening.lost(PermissionDeniedError(listening.asked[subject]))
+        if not refused and not asking:
             _log.error("NATS refused a message: %s", reason)
 
     @property
@@ -216,13 +319,14 @@ class Link:
         return "NATS" if self._client is None else self._client.info.url
 
     def _end_waiters(self) -> None:
-        self._fail_in_flight(lambda: ConnectionClosedError(self._closed_reason or "the connection is closed"))
+        self._ready = False
+        reason = self._closed_reason or "the connection is closed"
+        self._fail_in_flight(list(self._requests.copy().values()), lambda: ConnectionClosedError(reason))
         self._wake()
 
-    def _fail_in_flight(self, error: Callable[[], NatsConnectionError]) -> None:
-        for future, _ in self._requests.values():
-            if not future.done():
-                future.set_exception(error())  # each waiter raises an instance of its own
+    def _fail_in_flight(self, requests: list[_Request], error: Callable[[], NatsConnectionError]) -> None:
+        for request in requests:
+            request.waiter.fail(error())  # each waiter raises an instance of its own
         for listening in self._listening:
             listening.lost(error())
         if self._client is not None:

@@ -17,12 +17,12 @@ import re
 import ssl
 import time
 from collections.abc import AsyncIterator, Callable
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol
 
 from nats import errors as nats_errors
 from nats.aio.client import Client, RawCredentials, Server, Srv
 from nats.aio.subscription import Subscription
-from nats.aio.transport import TcpTransport
+from nats.protocol import parser
 
 from mono_sync._durations import Deadline
 from mono_sync.adapter._address import ServerAddress
@@ -30,6 +30,9 @@ from mono_sync.adapter._config import ConnectionConfig
 from mono_sync.adapter._credentials import read_credentials, read_seed
 from mono_sync.adapter._info import ServerInfo
 from mono_sync.adapter._message import Message
+from mono_sync.adapter._scanner import Sink
+from mono_sync.adapter._transport import Transport
+from mono_sync.adapter._wire import Wire
 from mono_sync.errors import (
     AuthenticationError,
     ConfigurationError,
@@ -47,9 +50,6 @@ _log = logging.getLogger("mono_sync.connection")
 _READ_BUFFER = 1 << 18
 _RECONNECT_STEP_TIMEOUT = 2.0
 _DENIED_PUBLISH = re.compile(r'permissions violation for publish to "([^"]*)"')
-
-Sink: TypeAlias = Callable[[Message], None]
-"""Takes each message of a subscription, on the loop thread: it must neither block nor raise."""
 
 
 class Owner(Protocol):
@@ -70,40 +70,6 @@ class Owner(Protocol):
 
 class _NoTlsError(nats_errors.Error):
     """tls:// was asked for and the server offers none."""
-
-
-class _Transport(TcpTransport):
-    """TCP or TLS stream that can be given up at once, and that says when the socket takes no more."""
-
-    def __init__(self, pending_size: int) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self._pending_size = pending_size
-
-    async def connect(self, uri: Any, buffer_size: int, connect_timeout: float) -> None:
-        await super().connect(uri, buffer_size, connect_timeout)  # type: ignore[arg-type]  # annotated int, takes float
-        self._limit_buffer()
-
-    async def connect_tls(
-        self, uri: Any, ssl_context: ssl.SSLContext, buffer_size: int, connect_timeout: float
-    ) -> None:
-        await super().connect_tls(uri, ssl_context, buffer_size, connect_timeout)  # type: ignore[arg-type]
-        self._limit_buffer()
-
-    def _limit_buffer(self) -> None:
-        assert self._io_writer is not None
-        self._io_writer.transport.set_write_buffer_limits(high=max(1, self._pending_size), low=0)
-
-    @property
-    def congested(self) -> bool:
-        """Whether a further message would have to wait inside the process."""
-        writer = self._io_writer
-        return writer is not None and writer.transport.get_write_buffer_size() > self._pending_size
-
-    def abort(self) -> None:
-        """Close without waiting for unsent bytes."""
-        for writer in (self._io_writer, self._bare_io_writer):
-            if writer is not None:
-                writer.transport.abort()
 
 
 class _SinkFuture:
@@ -130,26 +96,34 @@ class NatsClient(Client):
         self._owner = owner
         self._addresses = {address.location: address for address in config.addresses}
         self._own_pings: set[asyncio.Future[bool]] = set()
+        self._sinks: dict[bytes, Sink] = {}
+        self._socket: Transport | None = None
+        self._shutting = False
         self.info: ServerInfo = ServerInfo.from_wire({}, "")
         """The server of the present or the last connection."""
 
     # --- what the link uses
 
     @property
+    def wire(self) -> Wire | None:
+        """How every thread sends; None without a connection. Subscriptions may not have been replayed yet."""
+        return None if self._socket is None else self._socket.wire
+
+    @property
     def congested(self) -> bool:
         """Whether bytes of an earlier message still wait for the socket."""
-        return isinstance(self._transport, _Transport) and self._transport.congested
+        return self._socket is not None and self._socket.congested
 
     def send(self, command: bytes) -> None:
         """Hand a complete protocol command to the socket; the caller has seen `is_connected` and `congested`."""
-        assert self._transport is not None
-        self._transport.write(command)
+        assert self._socket is not None
+        self._socket.write(command)
 
     async def drained(self) -> None:
         """Wait until the socket has taken all bytes, or the connection is known to be broken."""
-        assert self._transport is not None
+        assert self._socket is not None
         try:
-            await self._transport.drain()  # type: ignore[no-untyped-call]
+            await self._socket.drain()
         except OSError as error:
             await self._process_op_err(error)
 
@@ -176,12 +150,17 @@ class NatsClient(Client):
     async def listen(self, subject: str, sink: Sink) -> Subscription:
         """Subscribe; reconnects keep the subscription."""
         async with _mapped_errors():
-            return await self.subscribe(subject, future=_SinkFuture(sink))  # type: ignore[arg-type]
+            subscription = await self.subscribe(subject, future=_SinkFuture(sink))  # type: ignore[arg-type]
+        self._sinks[b"%d" % subscription._id] = sink
+        return subscription
 
-    async def unlisten(self, subscription: Subscription) -> None:
-        """Unsubscribe; messages already on the way may still arrive."""
-        with contextlib.suppress(nats_errors.ConnectionClosedError, nats_errors.BadSubscriptionError):
-            await subscription.unsubscribe()
+    def unlisten(self, subscription: Subscription) -> None:
+        """Unsubscribe; messages already on the way are dropped."""
+        sid = subscription._id
+        self._sinks.pop(b"%d" % sid, None)
+        self._remove_sub(sid)
+        if self.is_connected and self._socket is not None:
+            self._socket.write(b"UNSUB %d\r\n" % sid)
 
     async def shut(self, grace: float) -> None:
         """Close for good; bytes that the socket does not take within ``grace`` seconds are dropped."""
@@ -192,6 +171,11 @@ class NatsClient(Client):
         self._pending_data_size = (
             0  # nats-py would wait for the socket, without limit, if this said that bytes are left
         )
+        self._shutting = True
+        reconnecting = self._reconnection_task
+        if reconnecting is not None and not reconnecting.done():  # else it may succeed while nats-py closes
+            reconnecting.cancel()
+            await asyncio.wait([reconnecting], timeout=grace)
         self.tear_down()
         await self.close()
 
@@ -233,8 +217,9 @@ class NatsClient(Client):
         if self._config.credentials is not None:  # read anew each time: files with short-lived JWTs are replaced
             assert isinstance(self._user_credentials, RawCredentials)
             self._user_credentials.data = read_credentials(self._config.credentials)
-        self._transport = _Transport(self._config.pending_size)
-        await self._transport.connect(s.uri, _READ_BUFFER, self.options["connect_timeout"])
+        self._socket = Transport(self._config.pending_size, self._parser_is_idle)
+        self._transport = self._socket  # type: ignore[assignment]  # it has all that nats-py uses
+        await self._socket.connect(s.uri, _READ_BUFFER, self.options["connect_timeout"])
 
     def _use_credentials_of(self, server: Srv) -> None:
         address = self._addresses.get(server.uri.netloc)
@@ -270,6 +255,10 @@ class NatsClient(Client):
         pause = min(self._config.reconnect_max, self._config.reconnect_min * 2.0 ** min(server.reconnects - 1, 32))
         return server, pause * random.uniform(0.5, 1.0)  # jitter, not cryptography
 
+    async def _process_op_err(self, e: Exception) -> None:
+        if not self._shutting:  # nats-py would begin to reconnect while it closes
+            await super()._process_op_err(e)
+
     async def _attempt_reconnect(self) -> None:
         self.tear_down()  # before nats-py waits, without limit, for unsent bytes of the old connection
         self._owner.broken()
@@ -290,10 +279,15 @@ class NatsClient(Client):
         for task in (self._reading_task, self._ping_interval_task, self._flusher_task):
             if task is not None and task is not current:
                 task.cancel()
-        if isinstance(self._transport, _Transport):
-            self._transport.abort()
+        if self._socket is not None:
+            self._socket.abort()
+
+    def _parser_is_idle(self) -> bool:
+        return not self._ps.buf and self._ps.state == parser.AWAITING_CONTROL_LINE
 
     async def _read_loop(self) -> None:
+        if self._socket is not None:
+            self._socket.open_lanes(self._sinks)
         await super()._read_loop()
         task = asyncio.current_task()
         if task is self._reading_task and task is not None and not task.cancelling():

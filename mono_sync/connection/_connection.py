@@ -11,9 +11,9 @@ import threading
 import time
 import warnings
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar, TypeVarTuple
 
 from mono_sync._durations import DEFAULT, Deadline, Timeout
 from mono_sync.adapter import (
@@ -22,8 +22,10 @@ from mono_sync.adapter import (
     LinkState,
     Listening,
     Message,
+    NotSentError,
     Payload,
     ServerInfo,
+    Waiter,
     check_payload,
     check_subject,
     encode_headers,
@@ -31,9 +33,12 @@ from mono_sync.adapter import (
 )
 from mono_sync.connection._inbox import Inbox
 from mono_sync.connection._state import ConnectionState, StateBoard, StateListener
-from mono_sync.errors import ClosedError, ConnectionClosedError, MonoError, NoRespondersError, OperationTimeoutError
+from mono_sync.errors import ClosedError, ConnectionClosedError, NoRespondersError, OperationTimeoutError
 from mono_sync.loop import LoopThread
 from mono_sync.server import EmbeddedServer
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 
 _log = logging.getLogger("mono_sync.connection")
 
@@ -67,6 +72,34 @@ class _Session:
 
         self.link = Link(config, tell)
 
+    def run(self, fn: Callable[[*Ts], Coroutine[Any, Any, T]], /, *args: *Ts, deadline: Deadline, operation: str) -> T:
+        """Run a coroutine of the link."""
+        try:
+            return self.loop.run(fn, *args, deadline=deadline, operation=operation)
+        except ConnectionClosedError:
+            raise
+        except ClosedError as error:  # the loop was stopped first
+            raise ConnectionClosedError("the connection is closed") from error
+
+    def request(self, subject: str, reply: str, command: bytes, deadline: Deadline, operation: str) -> Message:
+        """Send a command and return the message on its reply subject."""
+        link = self.link
+
+        def send(waiter: Waiter) -> None:
+            link.exchange(waiter, subject, reply, command)
+
+        try:
+            with contextlib.suppress(NotSentError):
+                return self.loop.exchange(send, deadline=deadline, operation=operation)
+            # No connection, or a socket that takes no more: the loop waits until that has changed.
+            return self.run(link.request, subject, reply, command, deadline=deadline, operation=operation)
+        except ConnectionClosedError:
+            raise
+        except ClosedError as error:  # the loop was stopped first
+            raise ConnectionClosedError("the connection is closed") from error
+        finally:
+            link.forget(reply)
+
 
 class CoreConnection:
     """A connection to NATS: publish, request, and the calls that keep it in order. Thread-safe.
@@ -90,6 +123,7 @@ class CoreConnection:
         self._board = StateBoard()
         self._session: _Session | None = None
         self._opening: _Session | None = None
+        self._server_starts = False
         self._closing = False
         self._forked = False
         _live.add(self)
@@ -125,7 +159,7 @@ class CoreConnection:
             if self._server is not None:
                 if not self._forked:
                     remaining = deadline.remaining
-                    self._server.start()
+                    self._start_server(self._server)
                     deadline = Deadline(remaining)  # the server's start has had its own
                 config = _for_server(config, self._server)
             session = self._opening = _Session(config, self._board)
@@ -149,6 +183,15 @@ class CoreConnection:
         finally:
             self._opening = None
 
+    def _start_server(self, server: EmbeddedServer) -> None:
+        self._server_starts = True
+        try:
+            if self._closing:
+                raise ConnectionClosedError(f"{self!r} was closed while it was being opened")
+            server.start()
+        finally:
+            self._server_starts = False
+
     def close(self, *, timeout: Timeout = DEFAULT) -> None:
         """Close for good: every waiting call raises `ConnectionClosedError`. Idempotent, and bounded.
 
@@ -162,8 +205,10 @@ class CoreConnection:
         deadline = Deadline.of(timeout, _CLOSE_TIMEOUT)
         patience = deadline.plus(_CLOSE_GRACE)
         self._closing = True
+        if self._server_starts and self._server is not None:
+            self._server.stop()  # ends the start, in the `open` of another thread, which holds the lock
         if (opening := self._opening) is not None:
-            opening.loop.stop(timeout=patience)  # ends the `open` of another thread, which holds the lock
+            opening.loop.stop(timeout=patience)  # the same
         with contextlib.suppress(OperationTimeoutError), self._locked(deadline, "closing the connection"):
             pass  # that `open` has ended
         session, self._session = self._session, None
@@ -181,7 +226,8 @@ class CoreConnection:
         try:
             session.loop.run(session.link.close, grace, deadline=patience, operation="closing the connection")
         except (OperationTimeoutError, ClosedError) as error:
-            _log.warning("closing %r: %s", self, error)
+            level = logging.DEBUG if session.loop.closed else logging.WARNING  # closed: the interpreter exits
+            _log.log(level, "closing %r: %s", self, error)
         finally:
             session.loop.stop(timeout=patience)
 
@@ -199,8 +245,8 @@ class CoreConnection:
         session = self._session
         try:
             if session is not None:
-                session.loop.run(session.link.drain, deadline=deadline, operation="draining the connection")
-        except ClosedError:
+                session.run(session.link.drain, deadline=deadline, operation="draining the connection")
+        except ConnectionClosedError:
             pass  # closed by somebody else meanwhile: there is nothing left to drain
         finally:
             remaining = deadline.remaining  # closing is one step of draining: no reason to take longer than by itself
@@ -228,7 +274,8 @@ class CoreConnection:
     ) -> None:
         """Hand a message to the socket; whether anybody receives it is not known (at most once).
 
-        Returns when the operating system has been given the message; `flush` waits until the server has read it.
+        Returns when the message has been handed to the socket, the last part of it perhaps to its queue inside this
+        process; `flush` waits until the server has read it.
 
         Raises:
             MessageError: the message cannot be sent: subject, headers or size.
@@ -243,7 +290,7 @@ class CoreConnection:
         command = encode_publish(
             subject, data, check_subject(reply) if reply else "", block, session.link.info.max_payload
         )
-        session.loop.run(session.link.publish, command, deadline=deadline, operation=operation)
+        session.run(session.link.publish, command, deadline=deadline, operation=operation)
 
     def request(
         self,
@@ -270,15 +317,15 @@ class CoreConnection:
         session = self._live_session(deadline, operation)
         reply = session.link.new_reply()
         command = encode_publish(subject, data, reply, block, session.link.info.max_payload)
-        message = session.loop.run(
-            session.link.request, subject, reply, command, deadline=deadline, operation=operation
-        )
+        message = session.request(subject, reply, command, deadline, operation)
         if message.status == 503 and not message.data:
             raise NoRespondersError(subject)
         return message
 
     def flush(self, *, timeout: Timeout = DEFAULT) -> None:
-        """Wait until the server has read everything that this process published before.
+        """Wait until the server has read everything that was published before on the present connection.
+
+        What was on its way when an earlier connection broke may be lost; `add_listener` tells when one breaks.
 
         Raises:
             OperationTimeoutError: it did not answer in time.
@@ -287,7 +334,7 @@ class CoreConnection:
         """
         deadline = Deadline.of(timeout, self._config.call_timeout)
         session = self._live_session(deadline, "flush")
-        session.loop.run(session.link.flush, deadline=deadline, operation="flush")
+        session.run(session.link.flush, deadline=deadline, operation="flush")
 
     def rtt(self, *, timeout: Timeout = DEFAULT) -> float:
         """Return the seconds that a round trip to the server takes, threads included.
@@ -359,16 +406,13 @@ class CoreConnection:
         """Begin a subscription whose messages are handed over on the loop thread. Not for users."""
         operation = f"subscribe {listening.subject}"
         session = self._live_session(deadline, operation)
-        session.loop.run(session.link.listen, listening, deadline=deadline, operation=operation)
+        session.run(session.link.listen, listening, deadline=deadline, operation=operation)
 
     def stop_listening(self, listening: Listening) -> None:
-        """End a subscription; does nothing when the connection is gone. Not for users."""
+        """End a subscription, without waiting for it; nothing when the connection is gone. Not for users."""
         session = self._session
         if session is not None:
-            with contextlib.suppress(MonoError):
-                session.loop.run(
-                    session.link.unlisten, listening, deadline=Deadline(_CLOSE_TIMEOUT), operation="unsubscribe"
-                )
+            session.loop.post(session.link.unlisten, listening)
 
     def _live_session(self, deadline: Deadline, operation: str) -> _Session:
         session = self._session

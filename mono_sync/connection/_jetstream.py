@@ -37,6 +37,7 @@ _PULL_TIME = 1.0
 _PULL_PATIENCE = 0.25
 _CLEAN_UP_TIMEOUT = 0.5
 _DIRECT_PATIENCE = 1.0
+_ANSWERS_DIRECT = "2.10.0"  # also to refuse
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +151,7 @@ class JetStream:
         if len(subject) > _LONG_SUBJECT:  # whatever could be written can be read: long subjects travel in the body
             target, query = f"$JS.API.DIRECT.GET.{stream}", json.dumps({"last_by_subj": subject}).encode()
         try:
-            message = self._connection.request(target, query, timeout=_at_most(_DIRECT_PATIENCE, deadline))
+            message = self._connection.request(target, query, timeout=self._direct_deadline(deadline))
         except (NoRespondersError, OperationTimeoutError):  # old servers do not answer where new ones refuse
             if deadline.expired:
                 raise
@@ -158,6 +159,13 @@ class JetStream:
                 self._without_direct.add(stream)  # switched off meanwhile
             return self._get(stream, {"last_by_subj": subject}, deadline)
         return _read_direct(message)
+
+    def _direct_deadline(self, deadline: Deadline) -> Deadline:
+        """Leave time for the other way where a server that does not answer direct requests is an old one."""
+        remaining = deadline.remaining
+        if remaining is None or self._connection.server_info.supports(_ANSWERS_DIRECT):
+            return deadline.at_most(_DIRECT_PATIENCE)
+        return deadline.at_most(min(_DIRECT_PATIENCE, remaining / 2))
 
     def at(self, stream: str, sequence: int, deadline: Deadline) -> StoredMessage | None:
         """Return the message with a sequence."""
@@ -267,7 +275,7 @@ class JetStream:
             while left is None or left > 0:
                 size = batch if left is None else min(batch, left)
                 query = {"batch": size, "no_wait": True, "expires": int(_PULL_TIME * 1e9)}
-                self._connection.publish(target, json.dumps(query).encode(), reply=inbox.subject("m"), timeout=deadline)
+                inbox.ask(target, json.dumps(query).encode())
                 started, received, pending = monotonic(), 0, 0
                 end: Message | None = None
                 while received < size and end is None:
@@ -300,11 +308,6 @@ class JetStream:
     def _check_consumer(self, stream: str, consumer: str, deadline: Deadline) -> Json:
         """Return the state of a consumer; raises if it or its stream is gone."""
         return self.api(f"CONSUMER.INFO.{stream}.{consumer}", None, deadline)
-
-
-def _at_most(seconds: float, deadline: Deadline) -> Deadline:
-    remaining = deadline.remaining
-    return deadline if remaining is not None and remaining <= seconds else Deadline(seconds)
 
 
 # --- answers

@@ -23,6 +23,7 @@ class Host(Protocol):
     """What a call needs of the thread that carries it out."""
 
     calls: dict[Call[Any], bool]
+    ended: threading.Event
     loop: asyncio.AbstractEventLoop | None
     stopping: bool
     thread: threading.Thread
@@ -97,6 +98,11 @@ class Call(Generic[T]):
         return f"the event loop of thread {self._core.thread.name!r} is blocked"
 
     # --- completion: anywhere, once
+
+    @property
+    def waits(self) -> bool:
+        """Whether nothing has ended it yet."""
+        return self in self._core.calls
 
     def succeed(self, result: T) -> None:
         """End with a result, if nothing else has ended it."""
@@ -222,3 +228,30 @@ class CoroutineCall(Call[T]):
 
     def _why_late(self) -> str:
         return "it was cancelled and refuses to end" if self._expired else super()._why_late()
+
+
+class Exchange(Call[T]):
+    """A call that is begun in the calling thread, and that somebody on the loop, or anywhere, completes."""
+
+    __slots__ = ()
+
+    def __init__(self, core: Host, deadline: Deadline, operation: str) -> None:
+        super().__init__(core, (), deadline, operation)
+
+    def await_end(self, begin: Callable[[Exchange[T]], object]) -> T:
+        """Begin, wait for the end, and return or raise what came of it."""
+        core = self._core
+        try:
+            core.calls[self] = True
+            begin(self)
+            if core.ended.is_set():  # nobody is left to complete it
+                self.fail(core.closed_error())
+            remaining = self._deadline.remaining
+            if not self._waiter.acquire(timeout=-1 if remaining is None else min(remaining, threading.TIMEOUT_MAX)):
+                if core.calls.pop(self, False):
+                    raise self._timeout_error()
+                self._waiter.acquire()  # completed at this very moment
+        except BaseException:  # an interrupt above all
+            core.calls.pop(self, False)
+            raise
+        return self._outcome()

@@ -16,7 +16,7 @@ from concurrent.futures import Executor
 from typing import Any, Final
 
 from mono_sync._durations import Deadline
-from mono_sync._threads import start_thread
+from mono_sync._threads import WaitedForThread, start_thread
 from mono_sync.errors import ClosedError, LoopStartError
 from mono_sync.loop._call import Call
 
@@ -112,7 +112,8 @@ class Core:
 
     def refuse_new_call(self) -> ClosedError:
         """Return the error for a call that comes after the stop; a daemon thread at exit gets it late, as above."""
-        if self.exiting and threading.current_thread().daemon:
+        thread = threading.current_thread()
+        if self.exiting and thread.daemon and not isinstance(thread, WaitedForThread):
             time.sleep(_EXIT_PATIENCE)
         return self.closed_error()
 

@@ -10,12 +10,13 @@ import threading
 import warnings
 import weakref
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any, TypeVar, TypeVarTuple
 
 from mono_sync._durations import DEFAULT, Deadline, Timeout
 from mono_sync._threads import UWSGI
 from mono_sync.errors import BlockingCallError, ClosedError, ForkedError, LoopStartError, OperationTimeoutError
-from mono_sync.loop._call import GRACE, CoroutineCall, FunctionCall
+from mono_sync.loop._call import GRACE, CoroutineCall, Exchange, FunctionCall
 from mono_sync.loop._core import Core
 
 T = TypeVar("T")
@@ -114,6 +115,26 @@ class LoopThread:
         """
         core = self._admit(deadline, operation)
         return FunctionCall[T](core, fn, args, deadline, operation).carry_out()
+
+    def exchange(self, begin: Callable[[Exchange[T]], object], /, *, deadline: Deadline, operation: str) -> T:
+        """Run ``begin(exchange)`` in the calling thread, and wait until ``exchange.succeed`` or ``.fail`` is called.
+
+        That may happen in any thread; only the first counts. No task is made and nothing is scheduled: this is the
+        short way for requests that the loop has nothing to do with but to hand over the answer. Whoever holds the
+        exchange after the caller has given up, for which `run` has the reasons, finds that it no longer ``waits``.
+        """
+        return Exchange[T](self._admit(deadline, operation), deadline, operation).await_end(begin)
+
+    def post(self, fn: Callable[[*Ts], object], /, *args: *Ts) -> bool:
+        """Run the plain function ``fn(*args)`` on the loop thread soon, and return at once. It must not raise.
+
+        For tidying up: it starts no thread, needs no deadline, and an interrupt cannot come in between.
+
+        Returns:
+            Whether there is a loop that will run it.
+        """
+        core = self._core
+        return core is not None and self._pid == os.getpid() and core.post(partial(fn, *args))
 
     def stop(self, *, timeout: Timeout = DEFAULT) -> None:
         """Stop for good: calls that wait raise `ClosedError`, tasks are cancelled and awaited, the thread is joined.

@@ -61,21 +61,22 @@ class Bucket(Generic[ConfigT]):
 
     def status(self, *, timeout: Timeout = DEFAULT) -> BucketStatus:
         """Return size and limits of the bucket."""
-        with self._errors():
-            info = self._jetstream.stream_info(self._stream, self._deadline(timeout))
+        deadline = self._deadline(timeout)
+        with self._errors(deadline):
+            info = self._jetstream.stream_info(self._stream, deadline)
         return BucketStatus.from_stream(self._name, info)
 
     def _deadline(self, timeout: Timeout) -> Deadline:
         return Deadline.of(timeout, self._connection.config.call_timeout)
 
     @contextmanager
-    def _errors(self, key: str = "", size: int = 0) -> Iterator[None]:
+    def _errors(self, deadline: Deadline, key: str = "", size: int = 0) -> Iterator[None]:
         """Turn what connection and server refuse into errors that name bucket and key."""
         with bucket_errors(self._name, key, size):
             try:
                 yield
             except NoRespondersError as error:  # no stream takes the subject: the API tells why
-                self._jetstream.stream_info(self._stream, Deadline(_PROBE_TIMEOUT))
+                self._jetstream.stream_info(self._stream, deadline.at_most(_PROBE_TIMEOUT))
                 raise JetStreamUnavailableError(f"bucket {self._name!r} has no leader at the moment") from error
 
     def __repr__(self) -> str:

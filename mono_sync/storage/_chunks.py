@@ -20,6 +20,16 @@ _CLEAN_UP_TIMEOUT = 5.0
 _LEAST_CLEAN_UP_TIMEOUT = 0.25
 
 
+def clean_up_deadline(reason: BaseException | None, deadline: Deadline) -> Deadline:
+    """Return how long to clean up for: what is left of a call's deadline, or a moment when nothing is.
+
+    After an interrupt it is a moment as well: whoever presses Ctrl-C does not want to wait.
+    """
+    interrupted = reason is not None and not isinstance(reason, Exception)
+    left = 0.0 if interrupted else deadline.at_most(_CLEAN_UP_TIMEOUT).remaining or 0.0
+    return Deadline(max(left, _LEAST_CLEAN_UP_TIMEOUT))
+
+
 class Chunks:
     """The chunks of all objects of a bucket. Thread-safe, stateless."""
 
@@ -61,53 +71,41 @@ class Chunks:
         """Publish all chunks, a bounded number ahead of their acknowledgements; on failure remove them again."""
         if not view:
             return
-        try:
-            with self._connection.inbox(deadline) as inbox:
-                self._write(inbox, nuid, view, size, deadline)
-        except BaseException:
-            self.discard(nuid, deadline)
-            raise
-
-    def _write(self, inbox: Inbox, nuid: str, view: memoryview, size: int, deadline: Deadline) -> None:
         subject, operation = self._subject(nuid), f"storing chunks of {len(view)} bytes"
         in_flight = 0
-        try:
-            for start in range(0, len(view), size):
-                if in_flight == _IN_FLIGHT:
+        with self._connection.inbox(deadline) as inbox:
+            try:
+                for start in range(0, len(view), size):
+                    if in_flight == _IN_FLIGHT:
+                        in_flight -= 1
+                        self._jetstream.read_ack(inbox.next(operation), operation)
+                    in_flight += 1
+                    inbox.ask(subject, view[start : start + size])
+                while in_flight:
                     in_flight -= 1
                     self._jetstream.read_ack(inbox.next(operation), operation)
-                chunk = view[start : start + size]
-                self._connection.publish(subject, chunk, reply=inbox.subject("a"), timeout=deadline)
-                in_flight += 1
-            while in_flight:
-                in_flight -= 1
-                self._jetstream.read_ack(inbox.next(operation), operation)
-        except BaseException:
-            self._settle(inbox, in_flight, operation)
-            raise
+            except BaseException as error:
+                clean_up = clean_up_deadline(error, deadline)
+                self._settle(inbox, in_flight, clean_up)
+                self.discard(nuid, clean_up)
+                raise
 
-    def _settle(self, inbox: Inbox, in_flight: int, operation: str) -> None:
+    def _settle(self, inbox: Inbox, in_flight: int, deadline: Deadline) -> None:
         """Wait for what is under way, for a removal sent behind a chunk may reach the stream before it."""
-        grace = Deadline(_LEAST_CLEAN_UP_TIMEOUT)
+        settled = deadline.at_most(_LEAST_CLEAN_UP_TIMEOUT / 2)
         try:
-            while in_flight and inbox.next_within(grace.remaining or 0.0, operation) is not None:
+            while in_flight and inbox.poll(settled.remaining) is not None:
                 in_flight -= 1
         except MonoError as error:
             _log.debug("bucket %s: %d chunks are under way after an error: %s", self._bucket, in_flight, error)
 
     def discard(self, nuid: str, deadline: Deadline) -> None:
-        """Remove the chunks of a version that nothing refers to; what cannot be removed in time is left behind.
-
-        It takes what is left of the deadline, and when that is over a moment: the request is sent all the same.
-        """
+        """Remove the chunks of a version that nothing refers to; what cannot be removed in time is left behind."""
         if not _NUID.fullmatch(nuid):  # none, or no name of chunks, which other clients may have stored
             return
-        remaining = deadline.remaining
-        left = _CLEAN_UP_TIMEOUT if remaining is None else min(_CLEAN_UP_TIMEOUT, remaining)
-        clean_up = Deadline(max(left, _LEAST_CLEAN_UP_TIMEOUT))
         while True:
             try:
-                self._jetstream.purge(self._stream, self._subject(nuid), clean_up)
+                self._jetstream.purge(self._stream, self._subject(nuid), deadline)
                 return
             except ConnectionLostError:
                 continue  # purging twice does no harm

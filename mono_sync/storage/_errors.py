@@ -23,7 +23,7 @@ EXPECTED_REVISION = "Nats-Expected-Last-Subject-Sequence"
 
 _WRONG_LAST_SEQUENCE = frozenset({10071, 10164})
 _TOO_LARGE = 10054
-_FULL = frozenset({10047, 10077})  # storage of the server, limit of the stream
+_FULL = frozenset({10023, 10047, 10077})  # resources and storage of the server, limit of the stream
 _TTL_DISABLED = 10166
 _ACTUAL = re.compile(r"wrong last sequence: (\d+)")
 

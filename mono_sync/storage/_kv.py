@@ -81,10 +81,10 @@ class KVBucket(Bucket[KVBucketConfig]):
             pattern: tokens between dots; ``*`` stands for one token, ``>`` at the end for all that follow.
             timeout: total deadline.
         """
-        subject = self._prefix + check_pattern(pattern)
-        with self._errors(pattern):
+        subject, deadline = self._prefix + check_pattern(pattern), self._deadline(timeout)
+        with self._errors(deadline, pattern):
             messages = self._jetstream.last_of_each(
-                self._stream, subject, self._deadline(timeout), direct=self._direct, headers_only=True
+                self._stream, subject, deadline, direct=self._direct, headers_only=True
             )
         return [
             message.subject[len(self._prefix) :] for message in messages if _operation(message.headers) is Operation.PUT
@@ -192,7 +192,7 @@ class KVBucket(Bucket[KVBucketConfig]):
     def _write(self, key: str, value: Payload, headers: Mapping[str, str], deadline: Deadline) -> int:
         subject = self._subject(key)
         data = check_payload(value)
-        with self._errors(key, len(data)):
+        with self._errors(deadline, key, len(data)):
             return self._jetstream.publish(subject, data, headers, deadline, context=f"key {key!r}").sequence
 
     def _ttl_headers(self, ttl: Duration | None) -> dict[str, str]:
@@ -210,7 +210,7 @@ class KVBucket(Bucket[KVBucketConfig]):
 
     def _newest(self, key: str, deadline: Deadline, *, direct: bool | None = None) -> Entry | None:
         direct = self._direct if direct is None else direct
-        with self._errors(key):
+        with self._errors(deadline, key):
             message = self._jetstream.last(self._stream, self._subject(key), direct=direct, deadline=deadline)
         return None if message is None else self._entry(message)
 

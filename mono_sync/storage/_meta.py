@@ -17,6 +17,7 @@ from mono_sync.storage._values import ObjectInfo
 
 Headers: TypeAlias = Mapping[str, str | Sequence[str]]
 
+_FIELDS = {"name": str, "nuid": str, "mtime": str, "digest": str, "description": str, "size": int, "chunks": int}
 _NO_TIME = "0001-01-01"  # what Go clients store: there the time of the message counts
 
 
@@ -82,8 +83,15 @@ def read_meta(bucket: str, message: StoredMessage) -> Json | None:
         return None
     try:
         meta: Json = json.loads(message.data)
-        return None if meta.get("deleted") else meta
-    except (ValueError, AttributeError) as error:
+        if meta.get("deleted"):
+            return None
+        if not meta.get("name"):
+            raise ValueError("it has no name")
+        for field, kind in _FIELDS.items():
+            if not isinstance(meta.setdefault(field, kind()), kind):
+                raise TypeError(f"{field} is no {kind.__name__}")
+        return meta
+    except (ValueError, AttributeError, TypeError) as error:
         raise StorageError(f"bucket {bucket!r}: {message.subject} does not describe an object: {error}") from error
 
 
@@ -96,7 +104,7 @@ def read_info(bucket: str, message: StoredMessage) -> ObjectInfo | None:
     meta = read_meta(bucket, message)
     if meta is None:
         return None
-    if meta.get("mtime", _NO_TIME).startswith(_NO_TIME):
+    if not meta["mtime"] or meta["mtime"].startswith(_NO_TIME):
         meta["mtime"] = message.time.isoformat()
     try:
         return to_info(bucket, meta, message.sequence)
@@ -111,11 +119,11 @@ def to_info(bucket: str, meta: Json, revision: int) -> ObjectInfo:
     return ObjectInfo(
         bucket=bucket,
         name=meta["name"],
-        size=meta.get("size", 0),
-        digest=meta.get("digest", ""),
+        size=meta["size"],
+        digest=meta["digest"],
         modified=parse_time(meta["mtime"]),
-        chunks=meta.get("chunks", 0),
-        nuid=meta.get("nuid", ""),
+        chunks=meta["chunks"],
+        nuid=meta["nuid"],
         description=meta.get("description", ""),
         headers=headers,
         revision=revision,

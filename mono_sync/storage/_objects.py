@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from typing import ClassVar, TypeVar, overload
 
 from mono_sync._durations import DEFAULT, Deadline, Timeout
@@ -17,9 +18,10 @@ from mono_sync.errors import (
     ObjectChangedError,
     ObjectNotFoundError,
     StorageError,
+    ValueTooLargeError,
 )
 from mono_sync.storage._bucket import Bucket, check_subject_length
-from mono_sync.storage._chunks import Chunks
+from mono_sync.storage._chunks import Chunks, clean_up_deadline
 from mono_sync.storage._config import BucketConfig, FSBucketConfig
 from mono_sync.storage._errors import EXPECTED_REVISION, is_conflict
 from mono_sync.storage._meta import Headers, deletion, new_meta, read_info, read_meta, to_info
@@ -28,7 +30,10 @@ from mono_sync.storage._values import ObjectInfo
 
 T = TypeVar("T")
 
+_log = logging.getLogger("mono_sync.storage")
+
 _READ_ATTEMPTS = 10
+_HEADERS = 256  # of a description, at most
 
 
 class ObjectBucket(Bucket[FSBucketConfig]):
@@ -76,7 +81,7 @@ class ObjectBucket(Bucket[FSBucketConfig]):
             if info.link is not None:
                 raise StorageError(f"object {key!r} of bucket {self._name!r} is a link to {info.link}: read that")
             try:
-                with self._errors(key):
+                with self._errors(deadline, key):
                     return self._chunks.read(info, deadline, direct=direct)
             except DigestMismatchError:
                 newer = self._find(key, deadline, direct=False)
@@ -106,10 +111,9 @@ class ObjectBucket(Bucket[FSBucketConfig]):
         """Return the objects whose names begin with ``prefix``, or all, sorted by name."""
         if prefix is not None and not isinstance(prefix, str):
             raise TypeError(f"a prefix must be a str, not {type(prefix).__name__}")
-        with self._errors():
-            messages = self._jetstream.last_of_each(
-                self._stream, f"$O.{self._name}.M.>", self._deadline(timeout), direct=self._direct
-            )
+        deadline = self._deadline(timeout)
+        with self._errors(deadline):
+            messages = self._jetstream.last_of_each(self._stream, f"$O.{self._name}.M.>", deadline, direct=self._direct)
         infos = (read_info(self._name, message) for message in messages)
         found = [info for info in infos if info is not None and info.name.startswith(prefix or "")]
         return sorted(found, key=lambda info: info.name)
@@ -132,8 +136,9 @@ class ObjectBucket(Bucket[FSBucketConfig]):
         """Store an object, replacing what was there, and return what the bucket knows of it.
 
         The new version becomes visible as a whole at the end, and the old one is removed after that. When anything goes
-        wrong before, the old one stays, and what was written of the new one is removed again; where the server does not
-        answer in time, chunks that nothing refers to may be left behind.
+        wrong before, the old one stays, and what was written of the new one is removed again. That may take a quarter
+        of a second beyond the deadline, or after an interrupt; where the server does not answer by then, and where an
+        interrupt comes in the last step, chunks that nothing refers to may be left behind.
 
         Args:
             key: its name.
@@ -145,13 +150,17 @@ class ObjectBucket(Bucket[FSBucketConfig]):
         Raises:
             BucketFullError: the bucket's limit is reached; old and new version need room together.
             InvalidHeaderError: a header that no message could carry; nothing was sent.
+            ValueTooLargeError: name, description and headers are more than the server takes in one message.
         """
         deadline = self._deadline(timeout)
         self._meta_subject(key)
         view = memoryview(check_payload(data))
         size = self._chunks.size
         meta = new_meta(self._name, key, view, chunk=size, description=description, headers=headers)
-        with self._errors(key, len(view)):
+        if (length := len(json.dumps(meta))) > (limit := self._connection.server_info.max_payload) - _HEADERS:
+            reason = f"name, description and headers go into one message, and the server takes up to {limit} bytes"
+            raise ValueTooLargeError(self._name, key, length, reason)
+        with self._errors(deadline, key, len(view)):
             self._chunks.write(meta["nuid"], view, size, deadline)
             revision = self._commit(meta, deadline)
         return to_info(self._name, meta, revision)
@@ -159,8 +168,9 @@ class ObjectBucket(Bucket[FSBucketConfig]):
     def delete(self, key: str, *, timeout: Timeout = DEFAULT) -> None:
         """Delete an object; deleting a missing one is no error."""
         deadline = self._deadline(timeout)
-        if self._find(key, deadline, direct=False) is not None:
-            with self._errors(key):
+        with self._errors(deadline, key):
+            newest = self._last_meta(key, deadline, direct=False)
+            if self._replaceable(newest) is not None:
                 self._commit(deletion(self._name, key), deadline)
 
     def _commit(self, meta: Json, deadline: Deadline) -> int:
@@ -183,7 +193,7 @@ class ObjectBucket(Bucket[FSBucketConfig]):
                     if expected != _revision(newest):  # others wrote: ours may have been there in between
                         raise lost
                 expected = _revision(newest)
-                replaced = None if newest is None else read_meta(self._name, newest)
+                replaced = self._replaceable(newest)
                 headers = {"Nats-Rollup": "sub", EXPECTED_REVISION: str(expected)}
                 maybe_stored = True
                 try:
@@ -195,14 +205,22 @@ class ObjectBucket(Bucket[FSBucketConfig]):
                     maybe_stored = lost is not None
                     if not isinstance(error, JetStreamAPIError) or not is_conflict(error):
                         raise
-        except BaseException:
+        except BaseException as error:
             if not maybe_stored:
-                self._chunks.discard(meta["nuid"], deadline)
+                self._chunks.discard(meta["nuid"], clean_up_deadline(error, deadline))
             raise
+
+    def _replaceable(self, message: StoredMessage | None) -> Json | None:
+        """Return the description of what is going to be replaced: None for nothing, empty if it cannot be read."""
+        try:
+            return None if message is None else read_meta(self._name, message)
+        except StorageError as error:
+            _log.warning("%s; it is replaced, and its chunks, if there are any, are left behind", error)
+            return {}
 
     def _committed(self, revision: int, replaced: Json | None, deadline: Deadline) -> int:
         if replaced is not None:
-            self._chunks.discard(replaced.get("nuid", ""), deadline)
+            self._chunks.discard(replaced.get("nuid", ""), clean_up_deadline(None, deadline))
         return revision
 
     # --- descriptions
@@ -215,7 +233,7 @@ class ObjectBucket(Bucket[FSBucketConfig]):
         return self._jetstream.last(self._stream, self._meta_subject(key), direct=direct, deadline=deadline)
 
     def _find(self, key: str, deadline: Deadline, *, direct: bool | None = None) -> ObjectInfo | None:
-        with self._errors(key):
+        with self._errors(deadline, key):
             message = self._last_meta(key, deadline, direct=self._direct if direct is None else direct)
         return None if message is None else read_info(self._name, message)
 
@@ -223,7 +241,7 @@ class ObjectBucket(Bucket[FSBucketConfig]):
         """Return whether chunks are missing because they, older than the description, have expired before it."""
         if not self._expires:
             return False
-        with self._errors(info.name):
+        with self._errors(deadline, info.name):
             state = self._jetstream.stream_info(self._stream, deadline)["state"]
         return bool(state["first_seq"] > info.revision - info.chunks)
 

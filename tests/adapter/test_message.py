@@ -22,7 +22,7 @@ def test_header_names_that_would_break_the_protocol_are_refused(name: str) -> No
         encode_headers({name: "x"})
 
 
-@pytest.mark.parametrize("value", ["a\r\nb: c", "a\nb", "\x00", "a\r"])
+@pytest.mark.parametrize("value", ["a\r\nb: c", "a\nb", "\x00", "a\r", "a\ud800"])
 def test_header_values_that_would_inject_are_refused(value: str) -> None:
     with pytest.raises(InvalidHeaderError, match="no line breaks"):
         encode_headers({"x": value})
@@ -73,6 +73,7 @@ def test_subjects_that_nats_carries_are_taken(subject: str) -> None:
         ("a b", "blanks"),
         ("a\r\nPUB x 0\r\n", "blanks"),
         ("a\tb", "blanks"),
+        ("a\ud800", "surrogates"),
         (".a", "dot"),
         ("a.", "dot"),
         ("a..b", "dot"),

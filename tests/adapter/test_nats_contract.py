@@ -37,6 +37,7 @@ def test_the_overrides_are_those_we_know_of() -> None:
         "_process_err",
         "_process_headers",
         "_process_info",
+        "_process_op_err",
         "_process_pong",
         "_read_loop",
         "_select_next_server",

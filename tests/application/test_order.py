@@ -118,7 +118,7 @@ def test_what_modules_published_while_stopping_arrives(make_app: MakeApp) -> Non
     sender.register(Part(journal, "last", stop=lambda: sender.connection.publish("mono.test.last", b"words")))
     receiver.start()
     with receiver.connection.inbox(deadline(10)) as inbox:
-        subject = inbox.subject("m")
+        subject = inbox.subject
         sender.register(Part(journal, "later", stop=lambda: sender.connection.publish(subject, b"last words")))
         sender.start()
         sender.stop()

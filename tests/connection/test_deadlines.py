@@ -26,7 +26,7 @@ from mono_sync import (
 from mono_sync._durations import Deadline
 from tests.connection.conftest import Connect, fill
 from tests.fixtures.leaks import our_threads
-from tests.fixtures.processes import fake_binary
+from tests.fixtures.processes import NEVER_READY, fake_binary
 from tests.fixtures.servers import RawServer, RunNatsServer
 from tests.fixtures.waiting import wait_until
 from tests.support.network import Proxy, silent
@@ -193,7 +193,7 @@ def test_closing_ends_the_drain_of_another_thread_without_an_error(server: RawSe
     connection, responder = connect(server.url), connect(server.url)
     with responder.inbox(Deadline(10)) as inbox, ThreadPoolExecutor(2) as pool:
         responder.flush()
-        request = pool.submit(connection.request, inbox.subject("x"), timeout=30)
+        request = pool.submit(connection.request, inbox.subject, timeout=30)
         inbox.next("test")  # and no answer
         drain = pool.submit(connection.drain, timeout=30)
         wait_until(lambda: draining(connection), "it drains")
@@ -211,3 +211,17 @@ def test_a_drain_learns_that_the_connection_broke(server: RawServer, connect: Co
         server.kill()
         assert isinstance(drain.exception(10), ConnectionLostError)
     assert connection.state is ConnectionState.CLOSED
+
+
+def test_closing_ends_the_start_of_the_embedded_server_in_another_thread(tmp_path: Path) -> None:
+    binary, before = fake_binary(tmp_path, NEVER_READY), sorted(our_threads())
+    connection = Connection(server=EmbeddedServer(EmbeddedServerConfig(binary=binary, start_timeout=30)))
+    with ThreadPoolExecutor(1) as pool:
+        opening = pool.submit(connection.open)
+        wait_until(lambda: connection._server_starts, "the server starts")
+        started = time.monotonic()
+        connection.close(timeout=0.5)
+        with pytest.raises(ConnectionClosedError, match="closed while it was being opened"):
+            opening.result(20)
+    assert time.monotonic() - started < 3
+    wait_until(lambda: sorted(our_threads()) == before, "its threads have ended")

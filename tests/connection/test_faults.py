@@ -141,7 +141,7 @@ def test_what_a_stalled_socket_did_not_take_is_not_sent_later(server: RawServer,
         with connection.inbox(Deadline(20)) as inbox:
             connection.flush()
             proxy.stall()
-            subject = inbox.subject("x")
+            subject = inbox.subject
             sent = fill(stalled, subject)
             for _ in range(5):
                 with pytest.raises(OperationTimeoutError):

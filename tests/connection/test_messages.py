@@ -35,7 +35,7 @@ def connection(any_server: EmbeddedServer, connect: Connect) -> Connection:
 
 def test_a_message_arrives_with_subject_data_headers_and_reply(connection: Connection) -> None:
     with connection.inbox(Deadline(5)) as inbox:
-        subject = inbox.subject("x")
+        subject = inbox.subject
         connection.publish(subject, b"data", headers={"A": "1", "B-c": "zwei ä"}, reply="back.to.me")
         message = inbox.next("test")
     assert (message.subject, message.data, message.reply) == (subject, b"data", "back.to.me")
@@ -46,7 +46,7 @@ def test_a_message_arrives_with_subject_data_headers_and_reply(connection: Conne
 def test_messages_of_one_thread_arrive_in_order(connection: Connection) -> None:
     with connection.inbox(Deadline(10)) as inbox:
         for number in range(2000):
-            connection.publish(inbox.subject("x"), str(number).encode())
+            connection.publish(inbox.subject, str(number).encode())
         assert [int(inbox.next("test").data) for _ in range(2000)] == list(range(2000))
 
 
@@ -54,7 +54,7 @@ def test_messages_of_one_thread_arrive_in_order(connection: Connection) -> None:
 def test_payloads_of_every_size_arrive_whole(connection: Connection, size: int) -> None:
     payload = bytes(index % 251 for index in range(size))
     with connection.inbox(Deadline(5)) as inbox:
-        connection.publish(inbox.subject("x"), payload)
+        connection.publish(inbox.subject, payload)
         assert inbox.next("test").data == payload
 
 
@@ -68,7 +68,7 @@ def test_an_answer_with_data_and_status_503_is_an_answer(connection: Connection)
     session = connection._session
     assert session is not None
     with connection.inbox(Deadline(5)) as inbox, ThreadPoolExecutor(1) as pool:
-        answer = pool.submit(connection.request, inbox.subject("x"), timeout=5)
+        answer = pool.submit(connection.request, inbox.subject, timeout=5)
         reply, block = inbox.next("test").reply, b"NATS/1.0 503\r\n\r\n"
         command = f"HPUB {reply} {len(block)} {len(block) + 4}\r\n".encode() + block + b"data\r\n"
         session.loop.run(session.link.publish, command, deadline=Deadline(5), operation="answer")
@@ -96,15 +96,15 @@ def test_nobody_there_is_told_at_once(connection: Connection) -> None:
 
 def test_an_answer_that_never_comes_is_a_timeout(connection: Connection) -> None:
     with connection.inbox(Deadline(5)) as inbox, pytest.raises(OperationTimeoutError) as caught:
-        connection.request(inbox.subject("x"), timeout=0.2)
-    assert (caught.value.operation, caught.value.timeout) == (f"request {inbox.subject('x')}", 0.2)
+        connection.request(inbox.subject, timeout=0.2)
+    assert (caught.value.operation, caught.value.timeout) == (f"request {inbox.subject}", 0.2)
 
 
 def test_timeout_zero_sends_nothing(connection: Connection) -> None:
     with connection.inbox(Deadline(5)) as inbox:
         with pytest.raises(OperationTimeoutError):
-            connection.publish(inbox.subject("x"), b"never", timeout=0)
-        connection.publish(inbox.subject("x"), b"after")
+            connection.publish(inbox.subject, b"never", timeout=0)
+        connection.publish(inbox.subject, b"after")
         assert inbox.next("test").data == b"after"
 
 
@@ -178,7 +178,7 @@ def test_flush_returns_when_the_server_has_read_everything(any_server: EmbeddedS
     one, two = (connect(any_server.url, token=any_server.token) for _ in range(2))
     with one.inbox(Deadline(5)) as inbox:
         one.flush()  # the subscription has arrived
-        two.publish(inbox.subject("x"), b"data")
+        two.publish(inbox.subject, b"data")
         two.flush()
         assert inbox.next("test").data == b"data"
 
@@ -207,7 +207,7 @@ def test_drain_lets_the_request_under_way_have_its_answer(any_server: EmbeddedSe
     requester, responder = (connect(any_server.url, token=any_server.token) for _ in range(2))
     with responder.inbox(Deadline(10)) as inbox, ThreadPoolExecutor(2) as pool:
         responder.flush()
-        answer = pool.submit(requester.request, inbox.subject("x"), b"question", timeout=10)
+        answer = pool.submit(requester.request, inbox.subject, b"question", timeout=10)
         question = inbox.next("test")
         draining = threading.Event()
 
@@ -228,7 +228,7 @@ def test_drain_refuses_what_is_new(any_server: EmbeddedServer, connect: Connect)
     requester, responder = (connect(any_server.url, token=any_server.token) for _ in range(2))
     with responder.inbox(Deadline(20)) as inbox, ThreadPoolExecutor(2) as pool:
         responder.flush()
-        answer = pool.submit(requester.request, inbox.subject("x"), b"question", timeout=20)
+        answer = pool.submit(requester.request, inbox.subject, b"question", timeout=20)
         question = inbox.next("test")
         drained = pool.submit(requester.drain, timeout=20)
 
@@ -254,7 +254,7 @@ def test_drain_gives_up_at_its_deadline_and_closes(any_server: EmbeddedServer, c
     requester, responder = (connect(any_server.url, token=any_server.token) for _ in range(2))
     with responder.inbox(Deadline(10)) as inbox, ThreadPoolExecutor(1) as pool:
         responder.flush()
-        answer = pool.submit(requester.request, inbox.subject("x"), timeout=30)
+        answer = pool.submit(requester.request, inbox.subject, timeout=30)
         inbox.next("test")
         with pytest.raises(OperationTimeoutError, match="draining"):
             requester.drain(timeout=0.2)

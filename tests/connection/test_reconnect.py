@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 from nats.aio.client import Client, Server
 
+import mono_sync
 from mono_sync import Connection, ConnectionConfig, OperationTimeoutError
 from mono_sync._durations import Deadline
 from mono_sync.adapter.client import NatsClient
@@ -163,3 +164,12 @@ def test_a_refused_subscription_is_logged_and_costs_nobody_the_connection(
     assert "NATS refused a subscription: " in caplog.text
     assert connection.is_connected
     assert connection.server_info.client_id == client
+
+
+def test_a_connection_that_has_just_broken_can_be_closed() -> None:
+    """What the attempt to reconnect awaits, and is cancelled in, is not what closing awaits."""
+    for _ in range(100):
+        with Peer() as peer:
+            connection = mono_sync.connect(peer.url)
+            peer.cut()
+            connection.close()

@@ -21,9 +21,11 @@ from mono_sync import (
     KVBucketConfig,
     Operation,
     OperationTimeoutError,
+    PermissionDeniedError,
     ValueTooLargeError,
 )
 from mono_sync._durations import Deadline
+from mono_sync.connection import JetStream, Json
 from tests.fixtures.servers import RunNatsServer, StartServer
 from tests.fixtures.waiting import wait_until
 from tests.storage.conftest import NewKV
@@ -110,6 +112,22 @@ def test_storage_of_the_server_that_is_full_is_a_full_bucket_too(err_code: int, 
             assert caught.value.bucket == "b"
 
 
+@pytest.mark.parametrize("storage", ["memory", "file"])
+def test_server_whose_resources_are_used_up_is_a_full_bucket(run_nats_server: RunNatsServer, storage: Any) -> None:
+    server = run_nats_server("jetstream { max_mem: 1MB, max_file: 1MB }")
+    with mono_sync.connect(server.url) as connection:
+        kv = connection.kv(KVBucketConfig("b", storage=storage))
+
+        def fill() -> None:
+            for number in range(40):
+                kv.set(f"k{number}", bytes(100_000))
+
+        with pytest.raises(BucketFullError, match="insufficient resources") as caught:
+            fill()
+        assert caught.value.bucket == "b"
+        assert kv.get("k0") == bytes(100_000)
+
+
 # --- the bucket is gone
 
 
@@ -142,6 +160,27 @@ def test_every_call_says_that_the_bucket_was_deleted(
         with pytest.raises(BucketNotFoundError, match=kv.name) as caught:
             call()
         assert caught.value.bucket == kv.name, name
+
+
+def test_finding_out_why_nobody_answers_keeps_to_the_deadline(
+    run_nats_server: RunNatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = run_nats_server("jetstream: enabled")
+    with mono_sync.connect(server.url) as connection:
+        kv = connection.kv(KVBucketConfig("b", storage="memory"))
+        raw_kv(kv).delete()
+        ask = JetStream.stream_info
+
+        def stalled(jetstream: JetStream, stream: str, deadline: Deadline) -> Json:
+            server.pause()
+            return ask(jetstream, stream, deadline)
+
+        monkeypatch.setattr(JetStream, "stream_info", stalled)
+        started = time.monotonic()
+        with pytest.raises(OperationTimeoutError):
+            kv.set("k", b"v", timeout=0.3)
+        assert time.monotonic() - started < 0.8
+        server.resume()
 
 
 def test_bucket_that_was_made_anew_works_with_the_old_object(any_kv: KVBucket, any_connection: Connection) -> None:
@@ -197,6 +236,16 @@ def test_timeout_zero_and_negative(any_kv: KVBucket) -> None:
 
 
 # --- direct get
+
+
+@pytest.mark.parametrize("timeout", [0.4, 0.9])
+def test_direct_get_switched_off_underneath_is_found_out_within_a_short_timeout(
+    any_new_kv: NewKV, timeout: float
+) -> None:
+    kv = any_new_kv()
+    kv.set("k", b"v")
+    raw_kv(kv).update(allow_direct=False)
+    assert kv.get("k", timeout=timeout) == b"v"
 
 
 @pytest.mark.parametrize("how", ["before", "after"])
@@ -304,3 +353,20 @@ def test_listing_that_loses_its_connection_is_told(cut: Any, kv: KVBucket, patte
     with pytest.raises(ConnectionLostError):
         bucket.keys()
     assert bucket.keys() == ["k"]
+
+
+def test_what_our_user_may_not_do_is_told_at_once(run_nats_server: RunNatsServer) -> None:
+    denied = "['$O.*.C.>', '$JS.API.CONSUMER.MSG.NEXT.>', '$KV.b.secret']"
+    users = f"{{ user: u, password: p, permissions: {{ publish: {{ deny: {denied} }} }} }}, {{ user: a, password: p }}"
+    server = run_nats_server(f"jetstream: enabled\nauthorization {{ users: [{users}] }}")
+    with (
+        mono_sync.connect(server.url, user="a", password="p") as allowed,
+        mono_sync.connect(server.url, user="u", password="p", timeout=20) as connection,
+    ):
+        allowed.kv(KVBucketConfig("b", storage="memory")).set("k", b"v")
+        allowed.objects(mono_sync.FSBucketConfig("b", storage="memory"))
+        kv, objects = connection.kv("b"), connection.objects("b")
+        for call in (lambda: kv.set("secret", b"v"), kv.keys, lambda: objects.put("o", bytes(300_000))):
+            with pytest.raises(PermissionDeniedError):
+                call()
+        assert kv.get("k") == b"v"

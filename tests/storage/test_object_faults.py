@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import hashlib
 import random
+import signal
 import threading
 import time
 import tracemalloc
@@ -23,7 +24,8 @@ from mono_sync import (
     ObjectBucket,
     OperationTimeoutError,
 )
-from mono_sync.connection import JetStream
+from mono_sync._durations import Deadline
+from mono_sync.connection import Inbox, JetStream
 from mono_sync.server import EmbeddedServer
 from mono_sync.storage import _chunks
 from tests.fixtures.servers import RunNatsServer
@@ -342,6 +344,43 @@ def test_put_on_a_stalled_server_ends_in_time_and_the_old_object_stays(run_nats_
         assert time.monotonic() - started < 1.5
         server.resume()
         assert objects.get("k") == b"old"
+
+
+@pytest.mark.skipif(threading.current_thread() is not threading.main_thread(), reason="signals need the main thread")
+def test_an_interrupt_ends_a_put_on_a_stalled_server_at_once(run_nats_server: RunNatsServer) -> None:
+    server = run_nats_server("jetstream: enabled")
+    main = threading.main_thread().ident
+    assert main is not None
+    with mono_sync.connect(server.url) as connection:
+        objects = connection.objects(FSBucketConfig("b", storage="memory"))
+        server.pause()
+        asked = threading.Event()
+        inbox = connection.inbox
+
+        def watched(deadline: Deadline) -> Inbox:
+            asked.set()
+            return inbox(deadline)
+
+        connection.inbox = watched  # type: ignore[method-assign]
+        interrupted = []
+
+        def interrupt() -> None:
+            assert asked.wait(20)
+            time.sleep(0.05)  # somewhere in the middle
+            interrupted.append(time.monotonic())
+            signal.pthread_kill(main, signal.SIGUSR1)
+
+        previous = signal.signal(signal.SIGUSR1, signal.default_int_handler)
+        thread = threading.Thread(target=interrupt)
+        thread.start()
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                objects.put("k", bytes(300_000), timeout=60)
+        finally:
+            thread.join(20)
+            signal.signal(signal.SIGUSR1, previous)
+        assert time.monotonic() - interrupted[0] < 1.0
+        server.resume()
 
 
 @pytest.mark.parametrize("timeout", [0.005, 0.02, 0.05])

@@ -346,17 +346,41 @@ def test_link_to_an_object_is_listed_and_refused_for_reading(any_objects: Object
     assert [info.name for info in any_objects.list()] == ["link"]
 
 
+NO_DESCRIPTIONS: list[Any] = [
+    b"no json",
+    b"[1]",
+    b"5",
+    {"nuid": "n"},
+    {"name": "k", "headers": 5},
+    {"name": 5},
+    {"name": "k", "nuid": None},
+    {"name": "k", "mtime": 5},
+    {"name": "k", "mtime": "yesterday"},
+    {"name": "k", "size": "large"},
+    {"name": "k", "options": 5},
+]
+
+
 def test_time_that_a_go_client_leaves_out_is_that_of_the_message(any_objects: ObjectBucket) -> None:
     _store_meta(any_objects, "k", {"name": "k", "nuid": "n", "mtime": "0001-01-01T00:00:00Z"})
     assert timedelta(seconds=-5) < datetime.now(UTC) - any_objects.stat("k").modified < timedelta(seconds=5)
 
 
-@pytest.mark.parametrize("meta", [b"no json", b"[1]", b"5", {"nuid": "n"}, {"name": "k", "headers": 5}])
-def test_what_describes_no_object_is_named(any_objects: ObjectBucket, meta: Any) -> None:
+@pytest.mark.parametrize("meta", NO_DESCRIPTIONS)
+def test_what_describes_no_object_is_named_and_can_be_replaced(any_objects: ObjectBucket, meta: Any) -> None:
     _store_meta(any_objects, "k", meta)
     for call in (lambda: any_objects.get("k"), lambda: any_objects.stat("k"), any_objects.list):
         with pytest.raises(StorageError, match=r"\.M\.aw== does not describe an object"):
             call()
+    any_objects.put("k", b"v")
+    assert any_objects.get("k") == b"v"
+
+
+@pytest.mark.parametrize("meta", NO_DESCRIPTIONS)
+def test_what_describes_no_object_can_be_deleted(any_objects: ObjectBucket, meta: Any) -> None:
+    _store_meta(any_objects, "k", meta)
+    any_objects.delete("k")
+    assert any_objects.list() == []
 
 
 def test_mark_that_the_server_left_where_an_object_expired_is_no_object(any_objects: ObjectBucket) -> None:

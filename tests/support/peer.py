@@ -42,8 +42,8 @@ class Peer(Listener):
         self._client.sendall(data)
 
     def reply(self, subject: str, answer: Answer) -> None:
-        """Send a message to the subscription on ``….*`` that takes the subject."""
-        number = self._subscriptions[f"{subject.rpartition('.')[0]}.*"]
+        """Send a message to the subscription that takes the subject."""
+        number = self._subscriptions.get(subject) or self._subscriptions[f"{subject.rpartition('.')[0]}.*"]
         head, body = (answer, b"") if isinstance(answer, bytes) else (b"NATS/1.0\r\n\r\n", json.dumps(answer).encode())
         size = len(head) + len(body)
         self.say(f"HMSG {subject} {number} {len(head)} {size}\r\n".encode() + head + body + b"\r\n")

@@ -1,0 +1,219 @@
+"""The short ways of a request, from the calling thread to the socket and from the socket to the waiter, and what works
+where one of them cannot be had.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import ssl
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import trustme
+
+import mono_sync
+from mono_sync import Connection, ConnectionLostError, KVBucketConfig, OperationTimeoutError
+from mono_sync._durations import Deadline
+from mono_sync.adapter import _wire
+from mono_sync.adapter._link import Link
+from mono_sync.adapter.client import NatsClient
+from tests.connection.conftest import Connect, flush_after_restart
+from tests.fixtures.servers import RawServer, RunNatsServer
+from tests.fixtures.waiting import wait_until
+
+JETSTREAM = "jetstream: enabled"
+
+
+def _link(connection: Connection) -> Link:
+    assert connection._session is not None
+    return connection._session.link
+
+
+def _client(connection: Connection) -> NatsClient:
+    client = _link(connection)._client
+    assert client is not None
+    return client
+
+
+def _lanes(connection: Connection) -> tuple[bool, bool]:
+    """Tell whether callers write to the socket, and whether answers come past nats-py."""
+    client = _client(connection)
+    assert client.wire is not None
+    assert client._socket is not None
+    return client.wire.is_direct, client._socket.scans
+
+
+@pytest.fixture(params=["both", "no socket", "no parser", "neither"])
+def expected(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> tuple[bool, bool]:
+    """Break what the lanes need; return which of them is left."""
+    if request.param in ("no socket", "neither"):
+        monkeypatch.setattr(_wire, "_duplicate", lambda _transport: None)
+    if request.param in ("no parser", "neither"):
+        monkeypatch.setattr(NatsClient, "_parser_is_idle", lambda _client: False)
+    return request.param in ("both", "no parser"), request.param in ("both", "no socket")
+
+
+@pytest.fixture
+def server(run_nats_server: RunNatsServer) -> RawServer:
+    return run_nats_server(JETSTREAM)
+
+
+def test_requests_of_many_threads_get_their_own_answers(
+    server: RawServer, connect: Connect, expected: tuple[bool, bool]
+) -> None:
+    connection = connect(server.url)
+    kv = connection.kv(KVBucketConfig("b", storage="memory"))
+    sizes = [0, 1, 100, 5_000, 300_000, 900_000]
+
+    def work(number: int) -> None:
+        for size in sizes:
+            value = bytes([number]) * size
+            kv.set(f"k{number}", value)
+            assert kv.get(f"k{number}") == value
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(work, range(8)))
+    assert _lanes(connection) == expected
+    assert not _link(connection)._requests
+
+
+def test_a_new_connection_has_its_lanes_again(server: RawServer, connect: Connect, expected: tuple[bool, bool]) -> None:
+    connection = connect(server.url)
+    kv = connection.kv(KVBucketConfig("b"))
+    kv.set("k", b"before")
+    server.kill()
+    server.start()
+    flush_after_restart(connection)
+    kv.set("k", b"after")
+    assert kv.get("k") == b"after"
+    assert kv.keys() == ["k"]
+    assert _lanes(connection) == expected
+
+
+def test_requests_go_on_when_a_full_socket_takes_bytes_again(
+    server: RawServer, connect: Connect, expected: tuple[bool, bool]
+) -> None:
+    connection = connect(server.url)
+    kv = connection.kv(KVBucketConfig("b", storage="memory"))
+    server.pause()
+    with ThreadPoolExecutor(16) as pool:
+        writes = [pool.submit(kv.put_with_revision, f"k{n}", bytes(900_000), timeout=30) for n in range(16)]
+        wait_until(lambda: _client(connection).congested, "the socket is full")
+        server.resume()
+        revisions = [write.result(30) for write in writes]
+    assert sorted(revisions) == list(range(1, 17))
+    wait_until(lambda: not _client(connection).congested, "all sent")
+    assert kv.get("k3") == bytes(900_000)
+    assert _lanes(connection) == expected
+
+
+def test_requests_over_tls_are_handed_to_the_loop(run_nats_server: RunNatsServer, connect: Connect) -> None:
+    authority = trustme.CA()
+    certificate = authority.issue_cert("localhost")
+    trusting = ssl.create_default_context()
+    authority.configure_trust(trusting)
+    with certificate.private_key_and_cert_chain_pem.tempfile() as pem:
+        server = run_nats_server(f'{JETSTREAM}\ntls {{ cert_file: "{pem}", key_file: "{pem}" }}')
+        connection = connect(f"tls://localhost:{server.port}", tls=trusting)
+        kv = connection.kv(KVBucketConfig("b", storage="memory"))
+        kv.set("k", bytes(900_000))
+        assert kv.get("k") == bytes(900_000)
+        assert _lanes(connection) == (False, True)
+
+
+def test_a_request_makes_no_task(server: RawServer, connect: Connect) -> None:
+    connection = connect(server.url)
+    kv = connection.kv(KVBucketConfig("b", storage="memory"))
+    tasks: list[str] = []
+
+    def count(loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -> asyncio.Task[Any]:
+        tasks.append(coroutine.__qualname__)
+        return asyncio.Task(coroutine, loop=loop, **options)
+
+    assert connection._session is not None
+    loop = connection._session.loop
+    loop.call(lambda: asyncio.get_running_loop().set_task_factory(count), deadline=Deadline(5), operation="test")
+    for _ in range(50):
+        kv.set("k", b"v")
+        assert kv.get("k") == b"v"
+    assert tasks == []
+
+
+def test_whoever_gives_up_leaves_nothing_behind(server: RawServer, connect: Connect) -> None:
+    connection = connect(server.url)
+    server.pause()
+    for _ in range(5):
+        with pytest.raises(OperationTimeoutError):
+            connection.request("$JS.API.INFO", timeout=0.02)
+    assert not _link(connection)._requests
+    server.resume()
+    assert connection.request("$JS.API.INFO").data
+
+
+def test_a_late_answer_is_dropped(server: RawServer, connect: Connect) -> None:
+    connection = connect(server.url)
+    server.pause()
+    with pytest.raises(OperationTimeoutError):
+        connection.request("$JS.API.INFO", timeout=0.02)
+    server.resume()
+    assert b"memory" in connection.request("$JS.API.INFO").data
+    connection.flush()
+
+
+@pytest.mark.skipif(threading.current_thread() is not threading.main_thread(), reason="signals need the main thread")
+def test_an_interrupt_ends_a_request_and_leaves_nothing_behind(server: RawServer, connect: Connect) -> None:
+    connection = connect(server.url)
+    server.pause()
+    previous = signal.signal(signal.SIGUSR1, signal.default_int_handler)
+    main = threading.main_thread().ident
+    assert main is not None
+
+    def interrupt() -> None:
+        wait_until(lambda: _link(connection)._requests, "a request")
+        signal.pthread_kill(main, signal.SIGUSR1)
+
+    waits = threading.Thread(target=interrupt)
+    waits.start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            connection.request("$JS.API.INFO", timeout=20)
+    finally:
+        waits.join(20)
+        signal.signal(signal.SIGUSR1, previous)
+    assert not _link(connection)._requests
+    server.resume()
+    assert connection.request("$JS.API.INFO").data
+
+
+def test_every_request_ends_in_a_storm_of_restarts(
+    server: RawServer, connect: Connect, expected: tuple[bool, bool]
+) -> None:
+    connection = connect(server.url, reconnect_wait=0.01)
+    enough = threading.Event()
+
+    def work(_: int) -> tuple[int, int]:
+        answered = lost = 0
+        while not enough.is_set():
+            try:
+                connection.request("$JS.API.INFO", timeout=20)
+                answered += 1
+            except (ConnectionLostError, mono_sync.NoRespondersError):
+                lost += 1
+        return answered, lost
+
+    with ThreadPoolExecutor(8) as pool:
+        workers = [pool.submit(work, number) for number in range(8)]
+        for _ in range(5):
+            connection.request("$JS.API.INFO", timeout=20)
+            server.kill()
+            server.start()
+            flush_after_restart(connection)
+        enough.set()
+        answered, lost = map(sum, zip(*(worker.result(20) for worker in workers), strict=True))
+    assert answered > 50
+    assert lost >= 5
+    assert not _link(connection)._requests
+    assert _lanes(connection) == expected
