@@ -15,9 +15,9 @@ MAX_CONTROL_LINE = 4096
 
 _CRLF = b"\r\n"
 _VERSION = b"NATS/1.0"
-_NO_SUBJECT = re.compile(r"[\s\x00-\x1f\x7f]")
+_NO_SUBJECT = re.compile(r"[\s\x00-\x1f\x7f\ud800-\udfff]")
 _HEADER_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
-_HEADER_VALUE = re.compile(r"[^\x00-\x08\x0a-\x1f\x7f]*")
+_HEADER_VALUE = re.compile(r"[^\x00-\x08\x0a-\x1f\x7f\ud800-\udfff]*")
 
 
 class Message:
@@ -108,7 +108,7 @@ def check_header(name: str, value: str) -> None:
     if not _HEADER_NAME.fullmatch(name):
         raise InvalidHeaderError(name, "a name is letters, digits and !#$%&'*+-.^_`|~")
     if not _HEADER_VALUE.fullmatch(value):
-        raise InvalidHeaderError(name, "a value has no line breaks or other control characters")
+        raise InvalidHeaderError(name, "a value has no line breaks, other control characters or lone surrogates")
 
 
 def check_subject(subject: str) -> str:
@@ -123,7 +123,7 @@ def check_subject(subject: str) -> str:
     if not subject:
         raise InvalidSubjectError(subject, "it is empty")
     if _NO_SUBJECT.search(subject):
-        raise InvalidSubjectError(subject, "blanks and control characters are not allowed")
+        raise InvalidSubjectError(subject, "blanks, control characters and lone surrogates are not allowed")
     tokens = subject.split(".")
     if not all(tokens):
         raise InvalidSubjectError(subject, "it must not begin or end with a dot, nor hold two in a row")

@@ -163,6 +163,9 @@ class MonoApplication:
         outcome. Called while another thread starts the application, it aborts the start, whose current step gets up to
         two seconds to end. Interrupted by Ctrl-C, it leaves the rest undone; calling it again goes on with that.
 
+        As an `atexit` handler it must be registered after `start`: handlers run in the reverse order, and the
+        connection ends with those that `start` registers.
+
         In a signal handler that interrupts this application's own `start` or `stop`, it returns at once and lets that
         take its course: the start is aborted.
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
 
+from mono_sync._threads import WaitedForThread
 from mono_sync.application._jobs import Job, Outcome, describe, start_thread
 from mono_sync.errors import LoopStartError, OperationTimeoutError
 
@@ -139,7 +140,7 @@ class StepRunner:
     def _submit(self, job: Job) -> None:
         if self._thread is None:
             self._jobs = queue.SimpleQueue()
-            self._thread = threading.Thread(target=_work, args=(self._jobs,), name=self._name, daemon=True)
+            self._thread = WaitedForThread(target=_work, args=(self._jobs,), name=self._name, daemon=True)
             try:
                 start_thread(self._thread)
             except RuntimeError as error:

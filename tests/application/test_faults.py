@@ -34,6 +34,8 @@ from tests.application.support import (
     PluginUser,
     Provider,
 )
+from tests.fixtures.leaks import our_threads
+from tests.fixtures.processes import NEVER_READY, fake_binary
 from tests.fixtures.servers import RunNatsServer
 from tests.fixtures.waiting import wait_until
 from tests.support.network import LOOPBACK, silent, unused_port
@@ -534,3 +536,14 @@ def test_start_and_stop_are_logged(app: MonoApplication, journal: Journal, caplo
         pass
     assert "application 'mono' started in " in caplog.text
     assert "application 'mono' stopped in " in caplog.text
+
+
+def test_a_server_that_never_gets_ready_leaves_nothing_behind_when_the_start_is_given_up(tmp_path: Path) -> None:
+    binary, before = fake_binary(tmp_path, NEVER_READY), sorted(our_threads())
+    server = EmbeddedServerConfig(binary=binary, start_timeout=30)
+    app = MonoApplication(server=server, start_timeout=0.5, shutdown_timeout=5)
+    with pytest.raises(ModuleStartError) as caught:
+        app.start()
+    assert caught.value.phase == "connect"
+    assert app.state is ApplicationState.FAILED
+    wait_until(lambda: sorted(our_threads()) == before, "its threads have ended")

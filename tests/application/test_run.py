@@ -213,3 +213,33 @@ def test_ctrl_c_in_a_program_that_waits_in_a_with_block_stops_everything() -> No
     assert out.split() == ["stopped"]
     assert err.strip().endswith("KeyboardInterrupt")
     wait_until(lambda: not is_running(server), "its server has ended")
+
+
+EARLY_HANDLER = """
+import atexit
+from mono_sync import KVBucketConfig, MonoApplication, MonoError
+
+class Module:
+    name = "orders"
+    def start(self):
+        self.kv = app.connection.kv(KVBucketConfig("b"))
+    def stop(self):
+        try:
+            self.kv.set("saved", b"1")
+        except MonoError as error:
+            print(type(error).__name__, flush=True)
+
+app = MonoApplication()
+app.register(Module())
+atexit.register(lambda: print(app.state.name, flush=True))
+atexit.register(app.stop)
+app.start()
+"""
+
+
+def test_an_exit_handler_that_was_registered_too_early_is_told_at_once() -> None:
+    started = time.monotonic()
+    with Program(EARLY_HANDLER) as program:
+        code, out, err = program.finish()
+    assert (code, out.split(), err) == (0, ["ConnectionClosedError", "STOPPED"], "")
+    assert time.monotonic() - started < 5
