@@ -8,7 +8,13 @@ from typing import ClassVar, Generic, Self, TypeVar
 
 from mono_sync._durations import DEFAULT, Deadline, Timeout
 from mono_sync.connection import CoreConnection, JetStream, Json
-from mono_sync.errors import ConfigurationError, InvalidKeyError, JetStreamUnavailableError, NoRespondersError
+from mono_sync.errors import (
+    ConfigurationError,
+    InvalidKeyError,
+    JetStreamUnavailableError,
+    NoRespondersError,
+    OperationTimeoutError,
+)
 from mono_sync.storage._config import BucketConfig, ensure_stream, open_stream
 from mono_sync.storage._errors import bucket_errors
 from mono_sync.storage._names import check_bucket_name
@@ -62,7 +68,7 @@ class Bucket(Generic[ConfigT]):
     def status(self, *, timeout: Timeout = DEFAULT) -> BucketStatus:
         """Return size and limits of the bucket."""
         deadline = self._deadline(timeout)
-        with self._errors(deadline):
+        with self._errors(deadline, "status"):
             info = self._jetstream.stream_info(self._stream, deadline)
         return BucketStatus.from_stream(self._name, info)
 
@@ -70,14 +76,17 @@ class Bucket(Generic[ConfigT]):
         return Deadline.of(timeout, self._connection.config.call_timeout)
 
     @contextmanager
-    def _errors(self, deadline: Deadline, key: str = "", size: int = 0) -> Iterator[None]:
-        """Turn what connection and server refuse into errors that name bucket and key."""
+    def _errors(self, deadline: Deadline, doing: str, key: str = "", size: int = 0) -> Iterator[None]:
+        """Turn what connection and server refuse, and a passed deadline, into errors that name bucket and key."""
         with bucket_errors(self._name, key, size):
             try:
                 yield
             except NoRespondersError as error:  # no stream takes the subject: the API tells why
                 self._jetstream.stream_info(self._stream, deadline.at_most(_PROBE_TIMEOUT))
                 raise JetStreamUnavailableError(f"bucket {self._name!r} has no leader at the moment") from error
+            except OperationTimeoutError as error:
+                what = f"{doing} {key!r}" if key else doing
+                raise OperationTimeoutError(f"{what} of bucket {self._name!r}", deadline.timeout) from error
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._name!r} of {self._connection!r}>"

@@ -82,7 +82,7 @@ class KVBucket(Bucket[KVBucketConfig]):
             timeout: total deadline.
         """
         subject, deadline = self._prefix + check_pattern(pattern), self._deadline(timeout)
-        with self._errors(deadline, pattern):
+        with self._errors(deadline, "listing keys", pattern):
             messages = self._jetstream.last_of_each(
                 self._stream, subject, deadline, direct=self._direct, headers_only=True
             )
@@ -192,7 +192,7 @@ class KVBucket(Bucket[KVBucketConfig]):
     def _write(self, key: str, value: Payload, headers: Mapping[str, str], deadline: Deadline) -> int:
         subject = self._subject(key)
         data = check_payload(value)
-        with self._errors(deadline, key, len(data)):
+        with self._errors(deadline, "writing key", key, len(data)):
             return self._jetstream.publish(subject, data, headers, deadline, context=f"key {key!r}").sequence
 
     def _ttl_headers(self, ttl: Duration | None) -> dict[str, str]:
@@ -210,7 +210,7 @@ class KVBucket(Bucket[KVBucketConfig]):
 
     def _newest(self, key: str, deadline: Deadline, *, direct: bool | None = None) -> Entry | None:
         direct = self._direct if direct is None else direct
-        with self._errors(deadline, key):
+        with self._errors(deadline, "reading key", key):
             message = self._jetstream.last(self._stream, self._subject(key), direct=direct, deadline=deadline)
         return None if message is None else self._entry(message)
 

@@ -81,7 +81,7 @@ class ObjectBucket(Bucket[FSBucketConfig]):
             if info.link is not None:
                 raise StorageError(f"object {key!r} of bucket {self._name!r} is a link to {info.link}: read that")
             try:
-                with self._errors(deadline, key):
+                with self._errors(deadline, "reading object", key):
                     return self._chunks.read(info, deadline, direct=direct)
             except DigestMismatchError:
                 newer = self._find(key, deadline, direct=False)
@@ -112,7 +112,7 @@ class ObjectBucket(Bucket[FSBucketConfig]):
         if prefix is not None and not isinstance(prefix, str):
             raise TypeError(f"a prefix must be a str, not {type(prefix).__name__}")
         deadline = self._deadline(timeout)
-        with self._errors(deadline):
+        with self._errors(deadline, "listing objects"):
             messages = self._jetstream.last_of_each(self._stream, f"$O.{self._name}.M.>", deadline, direct=self._direct)
         infos = (read_info(self._name, message) for message in messages)
         found = [info for info in infos if info is not None and info.name.startswith(prefix or "")]
@@ -160,7 +160,7 @@ class ObjectBucket(Bucket[FSBucketConfig]):
         if (length := len(json.dumps(meta))) > (limit := self._connection.server_info.max_payload) - _HEADERS:
             reason = f"name, description and headers go into one message, and the server takes up to {limit} bytes"
             raise ValueTooLargeError(self._name, key, length, reason)
-        with self._errors(deadline, key, len(view)):
+        with self._errors(deadline, "storing object", key, len(view)):
             self._chunks.write(meta["nuid"], view, size, deadline)
             revision = self._commit(meta, deadline)
         return to_info(self._name, meta, revision)
@@ -168,7 +168,7 @@ class ObjectBucket(Bucket[FSBucketConfig]):
     def delete(self, key: str, *, timeout: Timeout = DEFAULT) -> None:
         """Delete an object; deleting a missing one is no error."""
         deadline = self._deadline(timeout)
-        with self._errors(deadline, key):
+        with self._errors(deadline, "deleting object", key):
             newest = self._last_meta(key, deadline, direct=False)
             if self._replaceable(newest) is not None:
                 self._commit(deletion(self._name, key), deadline)
@@ -233,7 +233,7 @@ class ObjectBucket(Bucket[FSBucketConfig]):
         return self._jetstream.last(self._stream, self._meta_subject(key), direct=direct, deadline=deadline)
 
     def _find(self, key: str, deadline: Deadline, *, direct: bool | None = None) -> ObjectInfo | None:
-        with self._errors(deadline, key):
+        with self._errors(deadline, "looking for object", key):
             message = self._last_meta(key, deadline, direct=self._direct if direct is None else direct)
         return None if message is None else read_info(self._name, message)
 
@@ -241,7 +241,7 @@ class ObjectBucket(Bucket[FSBucketConfig]):
         """Return whether chunks are missing because they, older than the description, have expired before it."""
         if not self._expires:
             return False
-        with self._errors(deadline, info.name):
+        with self._errors(deadline, "reading object", info.name):
             state = self._jetstream.stream_info(self._stream, deadline)["state"]
         return bool(state["first_seq"] > info.revision - info.chunks)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -214,7 +215,7 @@ def test_a_drain_learns_that_the_connection_broke(server: RawServer, connect: Co
 
 
 def test_closing_ends_the_start_of_the_embedded_server_in_another_thread(tmp_path: Path) -> None:
-    binary, before = fake_binary(tmp_path, NEVER_READY), sorted(our_threads())
+    binary, before = fake_binary(tmp_path, NEVER_READY), Counter(our_threads())
     connection = Connection(server=EmbeddedServer(EmbeddedServerConfig(binary=binary, start_timeout=30)))
     with ThreadPoolExecutor(1) as pool:
         opening = pool.submit(connection.open)
@@ -224,4 +225,4 @@ def test_closing_ends_the_start_of_the_embedded_server_in_another_thread(tmp_pat
         with pytest.raises(ConnectionClosedError, match="closed while it was being opened"):
             opening.result(20)
     assert time.monotonic() - started < 3
-    wait_until(lambda: sorted(our_threads()) == before, "its threads have ended")
+    wait_until(lambda: Counter(our_threads()) <= before, "its threads have ended")

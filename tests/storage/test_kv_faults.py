@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 from typing import Any
@@ -19,6 +20,7 @@ from mono_sync import (
     KeyNotFoundError,
     KVBucket,
     KVBucketConfig,
+    ObjectBucket,
     Operation,
     OperationTimeoutError,
     PermissionDeniedError,
@@ -370,3 +372,19 @@ def test_what_our_user_may_not_do_is_told_at_once(run_nats_server: RunNatsServer
             with pytest.raises(PermissionDeniedError):
                 call()
         assert kv.get("k") == b"v"
+
+
+def test_a_deadline_that_passed_names_call_key_and_bucket(kv: KVBucket, objects: ObjectBucket) -> None:
+    for call, operation in (
+        (lambda: kv.get("k", timeout=0), f"reading key 'k' of bucket {kv.name!r}"),
+        (lambda: kv.set("k", b"", timeout=0), f"writing key 'k' of bucket {kv.name!r}"),
+        (lambda: kv.keys("a.*", timeout=0), f"listing keys 'a.*' of bucket {kv.name!r}"),
+        (lambda: kv.status(timeout=0), f"status of bucket {kv.name!r}"),
+        (lambda: objects.get("o", timeout=0), f"looking for object 'o' of bucket {objects.name!r}"),
+        (lambda: objects.put("o", b"v", timeout=0), f"storing object 'o' of bucket {objects.name!r}"),
+        (lambda: objects.delete("o", timeout=0), f"deleting object 'o' of bucket {objects.name!r}"),
+        (lambda: objects.list(timeout=0), f"listing objects of bucket {objects.name!r}"),
+    ):
+        with pytest.raises(OperationTimeoutError, match=f"^{re.escape(operation)} timed out after 0 s$") as caught:
+            call()
+        assert (caught.value.operation, caught.value.timeout) == (operation, 0)
