@@ -6,7 +6,6 @@ import logging
 import os
 import signal
 import time
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -35,7 +34,7 @@ from tests.application.support import (
     PluginUser,
     Provider,
 )
-from tests.fixtures.leaks import our_threads
+from tests.fixtures.leaks import no_more_threads_than, our_threads
 from tests.fixtures.processes import NEVER_READY, fake_binary
 from tests.fixtures.servers import RunNatsServer
 from tests.fixtures.waiting import wait_until
@@ -540,11 +539,11 @@ def test_start_and_stop_are_logged(app: MonoApplication, journal: Journal, caplo
 
 
 def test_a_server_that_never_gets_ready_leaves_nothing_behind_when_the_start_is_given_up(tmp_path: Path) -> None:
-    binary, before = fake_binary(tmp_path, NEVER_READY), Counter(our_threads())
+    binary, before = fake_binary(tmp_path, NEVER_READY), our_threads()
     server = EmbeddedServerConfig(binary=binary, start_timeout=30)
     app = MonoApplication(server=server, start_timeout=0.5, shutdown_timeout=5)
     with pytest.raises(ModuleStartError) as caught:
         app.start()
     assert caught.value.phase == "connect"
     assert app.state is ApplicationState.FAILED
-    wait_until(lambda: Counter(our_threads()) <= before, "its threads have ended")
+    wait_until(lambda: no_more_threads_than(before), "its threads have ended")

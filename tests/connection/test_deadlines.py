@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -26,7 +25,7 @@ from mono_sync import (
 )
 from mono_sync._durations import Deadline
 from tests.connection.conftest import Connect, fill
-from tests.fixtures.leaks import our_threads
+from tests.fixtures.leaks import no_more_threads_than, our_threads
 from tests.fixtures.processes import NEVER_READY, fake_binary
 from tests.fixtures.servers import RawServer, RunNatsServer
 from tests.fixtures.waiting import wait_until
@@ -87,7 +86,7 @@ def test_a_slow_listener_holds_nobody_past_the_deadline(end: Callable[..., None]
         end(connection, timeout=0.2)
     assert connection.state is ConnectionState.CLOSED
     go.set()
-    wait_until(lambda: our_threads() == threads, "the listener has ended")
+    wait_until(lambda: no_more_threads_than(threads), "the listener has ended")
 
 
 def test_draining_is_bounded_with_unsent_bytes(server: RawServer, connect: Connect) -> None:
@@ -147,7 +146,7 @@ def test_closing_is_bounded_with_a_loop_that_is_stuck(server: RawServer) -> None
             connection.close(timeout=0.1)
         go.set()
         assert isinstance(call.exception(5), ClosedError)
-    wait_until(lambda: our_threads() == threads, "the loop has ended")
+    wait_until(lambda: no_more_threads_than(threads), "the loop has ended")
 
 
 # --- they cross
@@ -215,7 +214,7 @@ def test_a_drain_learns_that_the_connection_broke(server: RawServer, connect: Co
 
 
 def test_closing_ends_the_start_of_the_embedded_server_in_another_thread(tmp_path: Path) -> None:
-    binary, before = fake_binary(tmp_path, NEVER_READY), Counter(our_threads())
+    binary, before = fake_binary(tmp_path, NEVER_READY), our_threads()
     connection = Connection(server=EmbeddedServer(EmbeddedServerConfig(binary=binary, start_timeout=30)))
     with ThreadPoolExecutor(1) as pool:
         opening = pool.submit(connection.open)
@@ -225,4 +224,4 @@ def test_closing_ends_the_start_of_the_embedded_server_in_another_thread(tmp_pat
         with pytest.raises(ConnectionClosedError, match="closed while it was being opened"):
             opening.result(20)
     assert time.monotonic() - started < 3
-    wait_until(lambda: Counter(our_threads()) <= before, "its threads have ended")
+    wait_until(lambda: no_more_threads_than(before), "its threads have ended")

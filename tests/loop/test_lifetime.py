@@ -322,8 +322,8 @@ def test_two_hundred_lives_with_tasks_and_timeouts_leave_no_thread_and_no_file()
         with pytest.raises(OperationTimeoutError):
             run(loop, for_ever, timeout=0.001)
         loop.stop()
-    assert threading.active_count() == threads
-    assert len(open_files()) == len(files)
+    assert threading.active_count() <= threads  # fewer, where another test's thread has ended by itself
+    assert len(open_files()) <= len(files)
 
 
 # --- owners that are dropped

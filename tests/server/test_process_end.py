@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from mono_sync.server import EmbeddedServer, EmbeddedServerConfig
-from tests.fixtures.leaks import our_threads
+from tests.fixtures.leaks import no_more_threads_than, our_threads
 from tests.fixtures.processes import Program, is_running, processes_naming
 from tests.fixtures.waiting import wait_until
 
@@ -177,7 +177,7 @@ def test_server_that_nobody_refers_to_ends_with_a_warning_that_names_it(any_bina
         del server
     assert [str(warning.message) for warning in caught] == [f"{name} was never stopped"]
     assert_nothing_left(facts)
-    wait_until(lambda: our_threads() == threads, "its thread ends")
+    wait_until(lambda: no_more_threads_than(threads), "its thread ends")
 
 
 def test_thread_does_not_keep_the_object_alive() -> None:

@@ -69,11 +69,15 @@ def test_server_that_was_told_to_end_by_others_is_started_again(start_server: St
 def test_death_is_logged_with_exit_code_and_log(start_server: StartServer, caplog: pytest.LogCaptureFixture) -> None:
     server = start_server()
     wait_restarted(server, kill(server))
-    records = [record for record in caplog.records if record.name == "mono_sync.server"]
-    assert [record.levelno for record in records] == [logging.ERROR, logging.WARNING]
-    assert "exit code -9" in records[0].getMessage()
-    assert "Server is ready" in records[0].getMessage()
-    assert f"runs again on port {server.port}" in records[1].getMessage()
+
+    def records() -> list[logging.LogRecord]:
+        return [record for record in caplog.records if record.name == "mono_sync.server"]
+
+    wait_until(lambda: len(records()) > 1, "it says that it runs again")
+    assert [record.levelno for record in records()] == [logging.ERROR, logging.WARNING]
+    assert "exit code -9" in records()[0].getMessage()
+    assert "Server is ready" in records()[0].getMessage()
+    assert f"runs again on port {server.port}" in records()[1].getMessage()
 
 
 def test_stop_after_a_restart_is_clean(start_server: StartServer) -> None:

@@ -28,6 +28,7 @@ class Listener:
         self._connections: list[socket.socket] = []
         self._threads: list[threading.Thread] = []
         self._lock = threading.Lock()
+        self._ended = False
         self.url = f"nats://{LOOPBACK}:{self._socket.getsockname()[1]}"
 
     def __enter__(self) -> Self:
@@ -42,6 +43,8 @@ class Listener:
 
     def shut(self) -> None:
         """End, as far as clients can tell."""
+        with self._lock:
+            self._ended = True
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
@@ -58,8 +61,10 @@ class Listener:
             connection.close()
 
     def own(self, connection: socket.socket) -> socket.socket:
-        """Close a connection together with the listener."""
+        """Close a connection together with the listener; at once if that has ended."""
         with self._lock:
+            if self._ended:
+                connection.close()
             self._connections.append(connection)
         return connection
 
