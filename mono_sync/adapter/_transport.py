@@ -93,7 +93,8 @@ class Transport:
         self._use(transport, stream)
 
     def _use(self, transport: asyncio.Transport, stream: _Stream) -> asyncio.StreamWriter:
-        transport.set_write_buffer_limits(high=0)  # so that we are told as soon as nothing is left to send
+        # We are to be told as soon as nothing is left to send. With a limit of 0, TLS would call nothing too much.
+        transport.set_write_buffer_limits(high=int(self._secure), low=0)
         self._stream = stream
         self._writer = asyncio.StreamWriter(transport, stream, stream.reader, asyncio.get_running_loop())
         return self._writer

@@ -102,6 +102,7 @@ class Wire:
         with self._gate:
             if self._socket is not None and not self._closed and not self.backlog:
                 self._direct = True
+        self._send()  # for those who found the gate shut, or came while threads could not write
 
     def close(self) -> None:
         """Send nothing any more, and refuse what stands in line."""

@@ -11,7 +11,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from types import FrameType
 from typing import Any, Self
@@ -234,6 +234,44 @@ def test_the_end_leaves_no_file_descriptor(direct_pipe: Pipe) -> None:
     assert wire_socket is not None
     direct_pipe.call(direct_pipe.wire.close)
     assert wire_socket.fileno() == -1
+
+
+class Gate:
+    """The wire's gate, which lets something happen just before it is opened again."""
+
+    def __init__(self, before_release: Callable[[], object]) -> None:
+        self._lock = threading.Lock()
+        self._before_release: Callable[[], object] | None = before_release
+
+    def acquire(self, *, blocking: bool = True) -> bool:
+        return self._lock.acquire(blocking)
+
+    def release(self) -> None:
+        hook, self._before_release = self._before_release, None
+        if hook is not None:
+            hook()
+        self._lock.release()
+
+    def __enter__(self) -> None:
+        self.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+
+@pytest.mark.parametrize("direct", [True, False], ids=["is direct", "becomes direct"])
+def test_whoever_finds_the_gate_shut_by_the_loop_is_not_forgotten(direct_pipe: Pipe, *, direct: bool) -> None:
+    request = Request(b"<left to the loop>")
+    wire = direct_pipe.wire
+
+    def put_in_another_thread() -> None:
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(wire.put, request).result(20)
+
+    wire._direct = direct
+    wire._gate = Gate(put_in_another_thread)  # type: ignore[assignment]
+    direct_pipe.call(wire.resume)
+    assert direct_pipe.read(len(request.data)) == request.data
 
 
 class InterruptError(Exception):

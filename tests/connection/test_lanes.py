@@ -122,6 +122,10 @@ def test_requests_over_tls_are_handed_to_the_loop(run_nats_server: RunNatsServer
         kv.set("k", bytes(900_000))
         assert kv.get("k") == bytes(900_000)
         assert _lanes(connection) == (False, True)
+        assert connection._session is not None
+        for _ in range(10):  # whoever waits for the socket to be free does not wait where it is
+            connection.publish("x", b"x")
+            connection._session.run(_client(connection).drained, deadline=Deadline(5), operation="test")
 
 
 def test_a_request_makes_no_task(server: RawServer, connect: Connect) -> None:
