@@ -144,7 +144,7 @@ class Link:
         """Refuse new messages, wait for the answers under way and until the server has read everything sent."""
         self._draining = True
         self._ready = False
-        while self._requests:
+        while any(request.waiter.waits for request in self._requests.copy().values()):
             async with self._next_change() as change:
                 await change
         await self._ping()

@@ -9,8 +9,6 @@ import socket
 import threading
 from collections import deque
 from collections.abc import Callable
-from functools import partial
-from itertools import islice
 from typing import Protocol
 
 _MOST_AT_ONCE = 64
@@ -54,6 +52,8 @@ class Wire:
 
     The thread that puts a command in line sends it itself, together with all others that stand there: no switch to the
     loop thread, and one system call for many callers. Whoever finds another thread sending leaves his command to it.
+    Only the main thread leaves the sending to the loop: signal handlers run there, between any two steps, and may raise
+    or use the connection themselves.
     What the socket does not take goes to the loop's transport; until that has sent it, commands that can be refused
     are. With TLS, or where the socket cannot be had, every command is handed to the loop.
 
@@ -69,10 +69,11 @@ class Wire:
         self._transport = transport
         self._loop = loop
         self._line: deque[Command] = deque()
-        self._gate = threading.Lock()  # whoever holds it sends; never held while waiting for anything
+        self._gate = threading.Lock()  # whoever holds it sends; never held by the main thread, nor while waiting
         self._main = threading.main_thread()
         self._socket = _duplicate(transport) if direct else None
         self._direct = False  # written under the gate
+        self._rests: deque[list[bytes]] = deque()
         self._handed_over = 0  # pieces on their way to the transport; written under the gate
         self._closed = False
         self.resume()
@@ -90,11 +91,10 @@ class Wire:
     def put(self, command: Command) -> None:
         """Send a command, or have it sent or refused by whoever is sending now."""
         self._line.append(command)
-        if threading.current_thread() is self._main:
-            self._send_in_main_thread()
-        else:
+        in_main_thread = threading.current_thread() is self._main
+        if not in_main_thread:
             self._send()
-        if not self._direct and self._line:
+        if self._line and (in_main_thread or not self._direct):
             self._soon(self._relay)
 
     def resume(self) -> None:
@@ -122,37 +122,20 @@ class Wire:
             finally:
                 self._gate.release()
 
-    def _send_in_main_thread(self) -> None:
-        """Send although a signal handler, Ctrl-C's above all, may raise between any two steps.
-
-        Only ``with`` never leaves a lock behind that way; what others had left to us is then the loop's to send.
-        """
-        try:
-            while self._direct and self._line:
-                with self._gate:
-                    self._send_line()
-        except BaseException:
-            self._soon(self._relay)
-            raise
-
     def _send_line(self) -> None:
         while self._direct and self._line:
-            batch: list[Command] = []
-            sent: list[int] = []
-            data = b""
+            line = [self._line.popleft() for _ in range(min(len(self._line), _MOST_AT_ONCE))]
+            batch = [command for command in line if command.claim()]
+            data = batch[0].data if len(batch) == 1 else b"".join([command.data for command in batch])
+            assert self._socket is not None
             try:
-                # Taking and sending are one call into C each: an interrupt finds them done and noted, or not begun.
-                batch.extend(islice(iter(self._line.popleft, None), min(len(self._line), _MOST_AT_ONCE)))
-                batch = [command for command in batch if command.claim()]
-                data = batch[0].data if len(batch) == 1 else b"".join([command.data for command in batch])
-                sent.extend(map(self._socket.send, (data,)))  # type: ignore[union-attr]  # direct: there is one
+                sent = self._socket.send(data)
             except (BlockingIOError, InterruptedError):
-                pass
+                sent = 0
             except OSError:  # the reading side finds the connection broken as well, and tells everybody
-                sent.append(len(data))
-            finally:
-                if not sent or sent[0] < len(data):
-                    self._settle(batch, sum(sent))
+                sent = len(data)
+            if sent < len(data):
+                self._settle(batch, sent)
 
     def _settle(self, batch: list[Command], sent: int) -> None:
         """Refuse what was not sent, and give the loop what was sent in part."""
@@ -162,9 +145,10 @@ class Wire:
             sent -= begun
             if begun < len(command.data) and (begun or not command.refuse()):
                 rest.append(command.data[begun:])
-        self._direct = False
+        self._rests.append(rest)
         self._handed_over += 1
-        self._soon(partial(self._take_over, rest))
+        self._direct = False
+        self._soon(self._take_over)
 
     def _soon(self, callback: Callable[[], object]) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed: it has ended every call by then
@@ -172,15 +156,15 @@ class Wire:
 
     # --- sending on the loop
 
-    def _take_over(self, rest: list[bytes]) -> None:
+    def _take_over(self) -> None:
+        for piece in self._rests.popleft():
+            self._write(piece)
         with self._gate:
             self._handed_over -= 1
-        for piece in rest:
-            self._transport.write(piece)
         self._relay()
 
     def _relay(self) -> None:
-        """Send or refuse what stands in line while threads cannot write."""
+        """Send or refuse what stands in line, for the main thread and while threads cannot write."""
         if self._direct:
             self._send()
             return
@@ -189,12 +173,16 @@ class Wire:
                 command = self._line.popleft()
             except IndexError:  # a thread that sends was faster
                 break
-            if self._closed or self.backlog:
-                if not command.refuse() and not self._closed:
-                    self._transport.write(command.data)
+            if self._closed or self._transport.is_closing() or self.backlog:
+                if not command.refuse():
+                    self._write(command.data)
             elif command.claim():
-                self._transport.write(command.data)
+                self._write(command.data)
         self.resume()
+
+    def _write(self, data: bytes) -> None:
+        if not (self._closed or self._transport.is_closing()):
+            self._transport.write(data)
 
 
 def _duplicate(transport: asyncio.WriteTransport) -> socket.socket | None:

@@ -4,21 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
-import linecache
-import re
-import signal
 import socket
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from types import FrameType
 from typing import Any, Self
 
 import pytest
 
-import mono_sync.adapter._wire as wire_module
 from mono_sync._durations import Deadline
 from mono_sync.adapter._wire import Must, Wire
 from mono_sync.loop import LoopThread
@@ -122,10 +115,25 @@ def test_the_calling_thread_itself_writes(direct_pipe: Pipe) -> None:
     direct_pipe.loop.post(go.wait, 20)
     assert busy.wait(20)
     try:
-        direct_pipe.wire.put(Request(b"PING\r\n"))
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(direct_pipe.wire.put, Request(b"PING\r\n")).result(20)
         assert direct_pipe.read(6) == b"PING\r\n"  # though the loop is busy
     finally:
         go.set()
+
+
+def test_the_main_thread_leaves_the_writing_to_the_loop(direct_pipe: Pipe) -> None:
+    busy, go = threading.Event(), threading.Event()
+    direct_pipe.loop.post(busy.set)
+    direct_pipe.loop.post(go.wait, 20)
+    assert busy.wait(20)
+    request = Request(b"PING\r\n")
+    try:
+        direct_pipe.wire.put(request)
+        assert request.fate == ""
+    finally:
+        go.set()
+    assert direct_pipe.read(6) == b"PING\r\n"
 
 
 def test_a_command_that_nobody_wants_any_more_is_not_sent(pipe: Pipe) -> None:
@@ -272,112 +280,3 @@ def test_whoever_finds_the_gate_shut_by_the_loop_is_not_forgotten(direct_pipe: P
     wire._gate = Gate(put_in_another_thread)  # type: ignore[assignment]
     direct_pipe.call(wire.resume)
     assert direct_pipe.read(len(request.data)) == request.data
-
-
-class InterruptError(Exception):
-    """What the signal handler raises."""
-
-
-class InterruptedSender:
-    """Sends a command, and is interrupted at the start of a certain line of the wire's code.
-
-    As soon as it holds the gate another thread's command is put in line, which that thread so leaves to it.
-    """
-
-    def __init__(self, wire: Wire, line: int) -> None:
-        self.left_to_it: Request | None = None
-        self.was_interrupted = False
-        self._wire = wire
-        self._line = line
-        self._lines = 0
-
-    def send(self, command: Request) -> None:
-        previous = sys.gettrace()
-        sys.settrace(self._trace)
-        try:
-            self._wire.put(command)
-        except InterruptError:
-            self.was_interrupted = True
-        finally:
-            sys.settrace(previous)
-
-    def _trace(self, frame: FrameType, event: str, _: Any) -> Any:
-        if frame.f_code.co_filename != wire_module.__file__:
-            return None
-        source = linecache.getline(frame.f_code.co_filename, frame.f_lineno)
-        if event == "line" and not source.strip().startswith("with "):  # CPython looks for signals after calls only
-            if self._wire._gate.locked() and self.left_to_it is None:
-                self.left_to_it = Request(b"<others>")
-                self._wire._line.append(self.left_to_it)
-            self._lines += 1
-            if self._lines == self._line:
-                raise InterruptError
-        return self._trace
-
-
-@pytest.mark.parametrize("full", [False, True])
-def test_an_interrupt_at_any_line_costs_nobody_elses_command(*, full: bool) -> None:
-    for line in itertools.count(1):
-        pipe = Pipe(direct=True)
-        before = pipe.fill() if full else b""
-        if full:
-            pipe.read(len(before) - 3000)
-            wait_until(lambda: pipe.wire.is_direct, "direct again")  # noqa: B023
-        sender = InterruptedSender(pipe.wire, line)
-        sender.send(Request(b"<mine>"))
-        others = sender.left_to_it
-        if full:
-            pipe.read(3000)
-        with Reader(pipe) as reader:
-            if others is not None:
-                wait_until(lambda: "<others>" in reader.seen or others.ended.is_set(), f"line {line}")  # noqa: B023
-            with ThreadPoolExecutor(1) as pool:
-                pool.submit(send_surely, pipe, reader, "<after>").result(20)
-            pipe.close()
-        assert sorted(set(reader.commands)) == sorted(reader.commands)
-        assert set(reader.commands) <= {"<others>", "<mine>", "<after>"}
-        assert others is None or ("<others>" in reader.commands) != others.ended.is_set()
-        if not sender.was_interrupted:
-            break
-    assert line > 10
-
-
-@pytest.mark.skipif(threading.current_thread() is not threading.main_thread(), reason="signals need the main thread")
-def test_a_signal_handler_that_raises_leaves_the_wire_usable_and_commands_whole() -> None:
-    """A storm of interrupts in the main thread, while other threads leave their commands to whoever sends."""
-    pipe = Pipe(direct=True)
-    enough = threading.Event()
-    sent = [0] * 3
-
-    def send(number: int, reader: Reader) -> None:
-        while not enough.is_set():
-            send_surely(pipe, reader, f"<{number}:{sent[number]}>")
-            sent[number] += 1
-
-    def interrupt() -> None:
-        while not enough.wait(0.0003):
-            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
-
-    def handler(_: int, frame: FrameType | None) -> None:
-        if frame is not None and frame.f_code.co_filename == wire_module.__file__:
-            raise InterruptError
-
-    previous = signal.signal(signal.SIGUSR1, handler)
-    count = interrupts = 0
-    with Reader(pipe) as reader, ThreadPoolExecutor(4) as pool:
-        workers = [pool.submit(send, number, reader) for number in range(3)]
-        workers.append(pool.submit(interrupt))
-        while interrupts < 200:
-            count += 1
-            try:
-                pipe.wire.put(Request(b"<9:%d>" % count))
-            except InterruptError:
-                interrupts += 1
-        enough.set()
-        for worker in workers:
-            worker.result(20)
-        signal.signal(signal.SIGUSR1, previous)
-        send_surely(pipe, reader, "<end>")
-        pipe.close()
-    assert min(sent) > 10
-    assert all(re.fullmatch(r"<([0129]:\d+|end)>", command) for command in reader.commands)

@@ -192,6 +192,43 @@ def test_an_interrupt_ends_a_request_and_leaves_nothing_behind(server: RawServer
     assert connection.request("$JS.API.INFO").data
 
 
+@pytest.mark.skipif(threading.current_thread() is not threading.main_thread(), reason="signals need the main thread")
+def test_a_signal_handler_may_use_the_connection_that_it_interrupts(server: RawServer, connect: Connect) -> None:
+    connection = connect(server.url)
+    kv = connection.kv(KVBucketConfig("b", storage="memory"))
+    main, enough, handled = threading.main_thread().ident, threading.Event(), []
+    assert main is not None
+
+    def handler(*_: object) -> None:
+        connection.publish("x", b"x", timeout=5)
+        connection.flush(timeout=5)
+        kv.set("handler", bytes(50_000), timeout=5)
+        handled.append(kv.get("handler", timeout=5))
+
+    def signals() -> None:
+        while not enough.wait(0.002):
+            signal.pthread_kill(main, signal.SIGUSR1)
+
+    def others() -> None:
+        for _ in range(200):
+            kv.set("other", bytes(20_000), timeout=5)
+
+    previous = signal.signal(signal.SIGUSR1, handler)
+    try:
+        with ThreadPoolExecutor(3) as pool:
+            work = [pool.submit(signals), pool.submit(others), pool.submit(others)]
+            while len(handled) < 50:
+                kv.set("main", bytes(50_000), timeout=20)
+                assert kv.get("main", timeout=20) == bytes(50_000)
+            enough.set()
+            for done in work:
+                done.result(20)
+    finally:
+        enough.set()
+        signal.signal(signal.SIGUSR1, previous)
+    assert handled[-1] == bytes(50_000)
+
+
 def test_every_request_ends_in_a_storm_of_restarts(
     server: RawServer, connect: Connect, expected: tuple[bool, bool]
 ) -> None:
