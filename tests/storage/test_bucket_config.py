@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import threading
 from dataclasses import FrozenInstanceError
 from datetime import timedelta
 from typing import Any
@@ -20,6 +21,8 @@ from mono_sync import (
     ObjectBucket,
     UnsupportedByServerError,
 )
+from mono_sync._durations import Deadline
+from mono_sync.adapter import Listening, Message
 from tests.storage.conftest import NewKV, NewObjects
 from tests.storage.helpers import RawStream, raw_kv, raw_objects, together
 
@@ -187,23 +190,27 @@ class Updates:
     """Counts the changes that the server makes to a stream."""
 
     def __init__(self, connection: Connection, stream: str) -> None:
-        from mono_sync._durations import Deadline
-        from mono_sync.adapter import Listening
-
         self._connection = connection
-        self.count = 0
-        self._listening = Listening(
-            f"$JS.EVENT.ADVISORY.STREAM.UPDATED.{stream}", lambda _message: self._add(), lambda _error: None
-        )
+        self._marker = f"AFTER_{stream}"
+        self._count = 0
+        self._done = threading.Event()
+        self._updated = f"$JS.EVENT.ADVISORY.STREAM.UPDATED.{stream}"
+        self._listening = Listening("$JS.EVENT.ADVISORY.STREAM.>", self._take, lambda _error: None)
         connection.start_listening(self._listening, Deadline(5))
 
-    def _add(self) -> None:
-        self.count += 1
+    def _take(self, message: Message) -> None:
+        self._count += message.subject == self._updated
+        if message.subject.endswith(f".CREATED.{self._marker}"):
+            self._done.set()
 
     def seen(self) -> int:
-        self._connection.flush()
+        """Return how many there were: the server tells of all of them before it tells of what comes later."""
+        marker = RawStream(self._connection, self._marker)
+        marker.create(storage="memory")
+        assert self._done.wait(10)
+        marker.delete()
         self._connection.stop_listening(self._listening)
-        return self.count
+        return self._count
 
 
 @pytest.mark.parametrize("options", [{}, {"ttl": 5, "history": 3, "max_bytes": 10**6, "description": "d"}])
