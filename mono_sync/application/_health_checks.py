@@ -8,8 +8,9 @@ import threading
 from collections.abc import Iterable
 from typing import Any, Protocol
 
+from mono_sync._threads import start_thread
 from mono_sync.application._health import HealthStatus, ModuleHealth
-from mono_sync.application._jobs import Job, Outcome, describe, start_thread
+from mono_sync.application._jobs import Job, Outcome, describe
 
 _log = logging.getLogger("mono_sync.application")
 

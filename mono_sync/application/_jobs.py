@@ -15,8 +15,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from mono_sync._threads import start_thread as start_thread  # noqa: PLC0414  # its neighbours start their threads with it
-
 _log = logging.getLogger("mono_sync.application")
 
 _LOOK = 0.2  # seconds; a signal that comes as a wait begins, or to another thread, does not end the wait by itself

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
 
-from mono_sync._threads import WaitedForThread
-from mono_sync.application._jobs import Job, Outcome, describe, start_thread
+from mono_sync._threads import WaitedForThread, start_thread
+from mono_sync.application._jobs import Job, Outcome, describe
 from mono_sync.errors import LoopStartError, OperationTimeoutError
 
 _log = logging.getLogger("mono_sync.application")

@@ -247,7 +247,7 @@ class Exchange(Call[T]):
             if core.ended.is_set():  # nobody is left to complete it
                 self.fail(core.closed_error())
             remaining = self._deadline.remaining
-            if not self._waiter.acquire(timeout=-1 if remaining is None else min(remaining, threading.TIMEOUT_MAX)):
+            if not self._waiter.acquire(timeout=-1 if remaining is None else remaining):
                 if core.calls.pop(self, False):
                     raise self._timeout_error()
                 self._waiter.acquire()  # completed at this very moment

@@ -128,7 +128,7 @@ class LoopThread:
     def post(self, fn: Callable[[*Ts], object], /, *args: *Ts) -> bool:
         """Run the plain function ``fn(*args)`` on the loop thread soon, and return at once. It must not raise.
 
-        For tidying up: it starts no thread, needs no deadline, and an interrupt cannot come in between.
+        For tidying up: it starts no thread and waits for nothing, so it takes no time from a call that is over.
 
         Returns:
             Whether there is a loop that will run it.

@@ -366,7 +366,7 @@ def test_an_interrupt_ends_a_put_on_a_stalled_server_at_once(run_nats_server: Ru
 
         def interrupt() -> None:
             assert asked.wait(20)
-            time.sleep(0.05)  # somewhere in the middle
+            wait_until(lambda: connection._session and connection._session.link._listening, "it waits for answers")
             interrupted.append(time.monotonic())
             signal.pthread_kill(main, signal.SIGUSR1)
 
