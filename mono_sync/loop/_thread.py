@@ -134,7 +134,9 @@ class LoopThread:
             Whether there is a loop that will run it.
         """
         core = self._core
-        return core is not None and self._pid == os.getpid() and core.post(partial(fn, *args))
+        if core is None or core.loop is None or self._pid != os.getpid():
+            return False
+        return core.post(partial(fn, *args))
 
     def stop(self, *, timeout: Timeout = DEFAULT) -> None:
         """Stop for good: calls that wait raise `ClosedError`, tasks are cancelled and awaited, the thread is joined.
