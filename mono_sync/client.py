@@ -31,12 +31,18 @@ _FOR_SERVERS = (
 class Connection(CoreConnection):
     """A connection to NATS with key-value and object buckets. Thread-safe; a context manager. Made by `connect`."""
 
-    def kv(self, bucket: str | KVBucketConfig, *, timeout: Timeout = DEFAULT) -> KVBucket:
+    def kv(self, bucket: str | KVBucketConfig, *, stale_reads: bool = False, timeout: Timeout = DEFAULT) -> KVBucket:
         """Open a key-value bucket: an existing one by its name, or by a configuration, which creates or updates it.
 
         Use the name unless you own the bucket. A configuration sets every option, those left out to their defaults: on
         a bucket that exists this undoes what its owner has chosen, and a lower ``history`` or a shorter ``ttl`` deletes
         data.
+
+        Args:
+            bucket: its name or configuration.
+            stale_reads: of a replicated bucket, let any replica answer reads. That spreads them over the cluster; but a
+                replica that lags behind may not know the newest writes, the caller's own included.
+            timeout: total deadline.
 
         Raises:
             BucketNotFoundError: there is none of that name.
@@ -44,7 +50,7 @@ class Connection(CoreConnection):
             BucketConfigError: the server refuses the configuration.
             UnsupportedByServerError: the server is too old for an option.
         """
-        return KVBucket.open(self, bucket, timeout=timeout)
+        return KVBucket.open(self, bucket, stale_reads=stale_reads, timeout=timeout)
 
     def objects(self, bucket: str | FSBucketConfig, *, timeout: Timeout = DEFAULT) -> ObjectBucket:
         """Open an object bucket: an existing one by its name, or by a configuration, which creates or updates it.

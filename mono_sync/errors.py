@@ -10,6 +10,7 @@ The tree; behind each name the builtin that it also is, so that ``except Timeout
     ├── ClosedError                         RuntimeError        the object was closed or stopped
     ├── ForkedError                         RuntimeError        the object belongs to the parent process
     ├── OperationTimeoutError               TimeoutError        the deadline of one call passed
+    │   └── OutcomeUnknownError                                 a write that may have happened or not
     ├── LoopError                           RuntimeError        the background event-loop thread
     │   ├── LoopStartError                                      it could not be started
     │   └── BlockingCallError                                   blocking call from the loop thread itself
@@ -111,6 +112,7 @@ __all__ = [
     "ObjectChangedError",
     "ObjectNotFoundError",
     "OperationTimeoutError",
+    "OutcomeUnknownError",
     "PermissionDeniedError",
     "PluginNotFoundError",
     "RegistrationError",
@@ -185,13 +187,33 @@ class OperationTimeoutError(MonoError, TimeoutError):
     Attributes:
         operation: what was called, for example ``"request $JS.API.INFO"``.
         timeout: the deadline of the call in seconds.
+        sent: whether anything may have left this process. False is certain: nothing has happened, nor will.
     """
 
-    def __init__(self, operation: str, timeout: float | None, hint: str = "") -> None:
+    def __init__(self, operation: str, timeout: float | None, hint: str = "", *, sent: bool = True) -> None:
         self.operation = operation
         self.timeout = timeout
+        self.sent = sent
         after = "" if timeout is None else f" after {timeout:g} s"
         super().__init__(f"{operation} timed out{after}" + (f": {hint}" if hint else ""))
+
+
+class OutcomeUnknownError(OperationTimeoutError):
+    """A write whose answer was lost: it may have happened or not, and nothing of it is sent any more.
+
+    Mostly the deadline passed before the server could be asked again. Rarely it was asked and cannot tell: when the key
+    has been overwritten and the server has restarted in between, or the deadline is longer than the time for which the
+    bucket remembers writes. Read the key before you write it again.
+
+    Attributes:
+        operation: what was called.
+        timeout: the deadline of the call in seconds; None where that is not the reason.
+    """
+
+    def __init__(self, operation: str, timeout: float | None, reason: str = "") -> None:
+        super().__init__(operation, timeout)
+        after = f"no answer within {timeout:g} s" if timeout is not None else "no answer"
+        self.args = (f"{operation}: it is not known whether it happened: {reason or after}",)
 
 
 # --- the loop thread ------------------------------------------------------------------------------------------------
@@ -377,7 +399,15 @@ class JetStreamError(MonoError):
 
 
 class JetStreamUnavailableError(JetStreamError):
-    """JetStream is not enabled on the server or for the account, or has no leader at the moment."""
+    """JetStream is not enabled on the server or for the account, or has no leader at the moment.
+
+    Attributes:
+        temporary: whether it should be back soon: a leader is being elected.
+    """
+
+    def __init__(self, message: str, *, temporary: bool = False) -> None:
+        self.temporary = temporary
+        super().__init__(message)
 
 
 class UnsupportedByServerError(JetStreamError, NotImplementedError):

@@ -6,7 +6,7 @@ Only `mono_sync.adapter.client` imports nats; nothing of nats leaves this packag
 from mono_sync.adapter._address import ServerAddress
 from mono_sync.adapter._config import ConnectionConfig, ConnectionOptions
 from mono_sync.adapter._info import ServerInfo
-from mono_sync.adapter._link import Link, LinkState, Listening, NotSentError, Waiter
+from mono_sync.adapter._link import Link, LinkState, Listening, NotSentError, Request, Waiter
 from mono_sync.adapter._message import (
     Message,
     Payload,
@@ -14,6 +14,7 @@ from mono_sync.adapter._message import (
     check_payload,
     check_subject,
     encode_headers,
+    encode_known_headers,
     encode_publish,
     parse_header_block,
 )
@@ -27,6 +28,7 @@ __all__ = [
     "Message",
     "NotSentError",
     "Payload",
+    "Request",
     "ServerAddress",
     "ServerInfo",
     "Waiter",
@@ -34,6 +36,7 @@ __all__ = [
     "check_payload",
     "check_subject",
     "encode_headers",
+    "encode_known_headers",
     "encode_publish",
     "parse_header_block",
 ]

@@ -22,6 +22,7 @@ class ServerInfo:
     """The server that a connection talks to.
 
     Attributes:
+        id: its identity, another one after each start.
         name: its name, generated unless configured.
         version: its version, for example ``"2.15.0"``.
         max_payload: the most bytes that payload and headers of one message may have.
@@ -31,6 +32,7 @@ class ServerInfo:
         url: its address, without credentials.
     """
 
+    id: str
     name: str
     version: str
     max_payload: int
@@ -43,6 +45,7 @@ class ServerInfo:
     def from_wire(cls, info: Mapping[str, Any], url: str) -> ServerInfo:
         """Read the INFO message."""
         return cls(
+            id=str(info.get("server_id", "")),
             name=str(info.get("server_name", "")),
             version=str(info.get("version", "")),
             max_payload=int(info.get("max_payload", 1 << 20)),

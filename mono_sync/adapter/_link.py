@@ -9,7 +9,7 @@ import logging
 import secrets
 from collections.abc import AsyncIterator, Callable
 from enum import Enum
-from typing import Protocol
+from typing import Any, Protocol
 
 from mono_sync._durations import Deadline
 from mono_sync.adapter._config import ConnectionConfig
@@ -37,35 +37,75 @@ class Waiter(Protocol):
     def waits(self) -> bool:
         """Whether he has neither been answered nor given up."""
 
-    def succeed(self, result: Message) -> None:
-        """Hand him the answer."""
+    def succeed(self, result: Any) -> bool:
+        """Hand him the answer; return whether he still waited for it."""
 
     def fail(self, error: Exception) -> None:
         """Tell him that there will be none."""
 
 
 class NotSentError(Exception):
-    """A request could not be sent from the calling thread; nothing of it has left."""
+    """A message could not be sent from the calling thread; nothing of it has left."""
 
 
-class _Request:
-    """A request under way, as a command of the wire."""
+class Request:
+    """A request, as a command of the wire, from before it is sent until after its end.
 
-    __slots__ = ("data", "sent", "subject", "waiter")
+    Attributes:
+        subject: where it goes.
+        reply: where its answer is to come.
+        data: the command.
+        sent: whether anything of it may have left the process.
+    """
 
-    def __init__(self, waiter: Waiter, subject: str, data: bytes) -> None:
-        self.waiter = waiter
-        self.subject = subject
-        self.data = data
+    __slots__ = ("data", "reply", "sent", "subject", "waiter")
+
+    def __init__(self, subject: str, reply: str, data: bytes) -> None:
+        self.subject: str = subject
+        self.reply: str = reply
+        self.data: bytes = data
         self.sent = False
+        self.waiter: Waiter | None = None
+
+    @property
+    def waits(self) -> bool:
+        """Whether somebody waits for its answer."""
+        return self.waiter is not None and self.waiter.waits
 
     def claim(self) -> bool:
-        self.sent = True
-        return self.waiter.waits
+        """Note that it is being sent; return whether that is still wanted."""
+        self.sent = True  # before the look: who gives up after it must see this
+        if self.waits:
+            return True
+        self.sent = False
+        return False
 
     def refuse(self) -> bool:
+        """Learn that nothing of it was sent."""
         self.sent = False
-        self.waiter.fail(NotSentError())
+        self.fail(NotSentError())
+        return True
+
+    def fail(self, error: Exception) -> None:
+        """Tell who waits that there will be no answer."""
+        if self.waiter is not None:
+            self.waiter.fail(error)
+
+
+class _Publication:
+    """A message whose sender waits for nothing but its turn."""
+
+    __slots__ = ("_waiter", "data")
+
+    def __init__(self, waiter: Waiter, data: bytes) -> None:
+        self._waiter = waiter
+        self.data: bytes = data
+
+    def claim(self) -> bool:
+        return self._waiter.succeed(None)  # he has not given up, and cannot any more
+
+    def refuse(self) -> bool:
+        self._waiter.fail(NotSentError())
         return True
 
 
@@ -79,9 +119,11 @@ class _LoopWaiter:
     def waits(self) -> bool:
         return not self.answer.done()
 
-    def succeed(self, result: Message) -> None:
-        if self.waits:
-            self.answer.set_result(result)
+    def succeed(self, result: Message) -> bool:
+        if not self.waits:
+            return False
+        self.answer.set_result(result)
+        return True
 
     def fail(self, error: Exception) -> None:
         if self.waits:
@@ -89,7 +131,7 @@ class _LoopWaiter:
 
 
 class Listening:
-    """A subscription of a link: messages go to ``sink``; ``lost`` is told when the connection breaks or closes.
+    """A subscription or an inbox: messages go to ``sink``; ``lost`` is told when the connection breaks or closes.
 
     Attributes:
         asked: subjects of messages that are answered here, by their lower case, in which the server tells that it
@@ -109,17 +151,23 @@ class Listening:
 class Link:
     """Sends commands when the connection can take them, and matches answers to requests.
 
-    Everything but `new_reply`, `exchange` and `forget` belongs to the loop thread. Deadlines are the caller's: each
-    coroutine may be cancelled at any point, and what had not been handed to the socket by then is never sent.
+    The plain methods up to `close_inbox` are for any thread, all else belongs to the loop thread. Deadlines are the
+    caller's: each coroutine may be cancelled at any point, and what had not been handed to the socket by then is never
+    sent.
+
+    Answers come on subjects of one token behind the link's own prefix, what is for inboxes on such of two: two
+    subscriptions serve all calls, so that neither a request nor an inbox costs the server, or a reconnect, anything.
     """
 
     def __init__(self, config: ConnectionConfig, on_state: Callable[[LinkState], None]) -> None:
         self._config = config
         self._on_state = on_state
         self._client: NatsClient | None = None
-        self._prefix = f"{config.inbox_prefix}.{secrets.token_hex(11)}."
+        self._token = secrets.token_urlsafe(9)
+        self._prefix = f"{config.inbox_prefix}.{self._token}."
         self._numbers = itertools.count(1)
-        self._requests: dict[str, _Request] = {}
+        self._requests: dict[str, Request] = {}
+        self._inboxes: dict[str, Listening] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._ready = False  # connected, and all subscriptions are known to the server
         self._listening: set[Listening] = set()
@@ -127,6 +175,61 @@ class Link:
         self._closed_reason: str | None = None
         self._draining = False
         self._release: asyncio.Task[None] | None = None
+
+    # --- from any thread
+
+    @property
+    def info(self) -> ServerInfo:
+        """The server of the present or the last connection."""
+        return self._connected_client().info
+
+    def new_id(self) -> str:
+        """Return a text that no other call in any process gets."""
+        return f"{self._token}{next(self._numbers):x}"
+
+    def new_reply(self) -> str:
+        """Return a subject for one answer, and for one inbox."""
+        return f"{self._prefix}{next(self._numbers)}"
+
+    def exchange(self, waiter: Waiter, request: Request) -> None:
+        """Send a request from the calling thread; the message on its reply subject is for the waiter.
+
+        The waiter gets `NotSentError` where that is impossible at the moment: `request` then waits until it is
+        possible. Whoever gives up, or is done, calls `forget`.
+        """
+        request.waiter = waiter
+        self._requests[request.reply] = request
+        self._send(request)
+
+    def transmit(self, waiter: Waiter, command: bytes) -> None:
+        """Send a command from the calling thread; the waiter gets None when it is being sent, or `NotSentError`."""
+        self._send(_Publication(waiter, command))
+
+    def _send(self, command: Request | _Publication) -> None:
+        wire = self._client.wire if self._ready and self._client is not None else None
+        if wire is None:
+            command.refuse()
+        else:
+            wire.put(command)
+
+    def forget(self, request: Request) -> None:
+        """Leave an answer alone that nobody waits for any more."""
+        self._requests.pop(request.reply, None)
+        if self._draining and self._loop is not None:
+            with contextlib.suppress(RuntimeError):  # the loop has ended
+                self._loop.call_soon_threadsafe(self._wake)
+
+    def open_inbox(self, name: str, inbox: Listening) -> None:
+        """Let messages of a name reach an inbox.
+
+        The name is a subject of `new_reply`, for what is sent to one token behind it, or that of a consumer, whose
+        messages carry the subjects under which they were stored.
+        """
+        self._inboxes[name] = inbox
+
+    def close_inbox(self, name: str) -> None:
+        """Drop what may still come; idempotent."""
+        self._inboxes.pop(name, None)
 
     # --- opening and closing
 
@@ -137,6 +240,7 @@ class Link:
         self._client = client
         self._release = asyncio.create_task(_release_at_the_end(client))
         await client.listen(f"{self._prefix}*", self._answer)
+        await client.listen(f"{self._prefix}*.*", self._deliver)
         self._ready = True
         self._on_state(LinkState.CONNECTED)
 
@@ -144,7 +248,7 @@ class Link:
         """Refuse new messages, wait for the answers under way and until the server has read everything sent."""
         self._draining = True
         self._ready = False
-        while any(request.waiter.waits for request in self._requests.copy().values()):
+        while any(request.waits for request in self._requests.copy().values()):
             async with self._next_change() as change:
                 await change
         await self._ping()
@@ -162,57 +266,27 @@ class Link:
 
     # --- messages
 
-    @property
-    def info(self) -> ServerInfo:
-        """The server of the present or the last connection."""
-        return self._connected_client().info
-
-    def new_reply(self) -> str:
-        """Return a subject for one answer; any thread."""
-        return f"{self._prefix}{next(self._numbers)}"
-
     async def publish(self, command: bytes) -> None:
         """Hand a command to the socket, as soon as there is one that takes it."""
         client = await self._writable()
         client.send(command)
 
-    def exchange(self, waiter: Waiter, subject: str, reply: str, command: bytes) -> None:
-        """Send a command from the calling thread; the message on its reply subject is for the waiter. Any thread.
-
-        The waiter gets `NotSentError` where that is impossible at the moment: `request` then waits until it is
-        possible. Whoever gives up, or is done, calls `forget`.
-        """
-        request = _Request(waiter, subject, command)
-        self._requests[reply] = request
-        wire = self._client.wire if self._ready and self._client is not None else None
-        if wire is None:
-            request.refuse()
-        else:
-            wire.put(request)
-
-    def forget(self, reply: str) -> None:
-        """Leave an answer alone that nobody waits for any more. Any thread."""
-        self._requests.pop(reply, None)
-        if self._draining and self._loop is not None:
-            with contextlib.suppress(RuntimeError):  # the loop has ended
-                self._loop.call_soon_threadsafe(self._wake)
-
-    async def request(self, subject: str, reply: str, command: bytes) -> Message:
-        """Send a command, as soon as there is a socket that takes it, and wait for the message on its reply subject.
+    async def request(self, request: Request) -> Message:
+        """Send a request, as soon as there is a socket that takes it, and wait for the message on its reply subject.
 
         Raises:
             ConnectionLostError: the connection broke after the command was sent.
             PermissionDeniedError: the server refused it.
         """
         client = await self._writable()
-        waiter = _LoopWaiter()
-        request = self._requests[reply] = _Request(waiter, subject, command)
+        request.waiter = waiter = _LoopWaiter()
+        self._requests[request.reply] = request
         request.sent = True
         try:
-            client.send(command)
+            client.send(request.data)
             return await waiter.answer
         finally:
-            self.forget(reply)
+            self.forget(request)
 
     async def flush(self) -> None:
         """Wait until the server has read everything that was sent."""
@@ -271,10 +345,19 @@ class Link:
 
     def _answer(self, message: Message) -> None:
         request = self._requests.pop(message.subject, None)
-        if request is not None:
+        if request is not None and request.waiter is not None:
             request.waiter.succeed(message)
             if self._draining:
                 self._wake()
+
+    def _deliver(self, message: Message) -> None:
+        if message.subject.startswith(self._prefix):
+            name = message.subject.rpartition(".")[0]
+        else:
+            name = consumer_of(message.reply)
+        inbox = self._inboxes.get(name)
+        if inbox is not None:
+            inbox.sink(message)
 
     # --- the connection's fate, told by the client
 
@@ -307,8 +390,8 @@ class Link:
         """End the requests on a subject that the server refused (it tells the subject in lower case)."""
         refused = [request for request in self._requests.copy().values() if request.subject.lower() == subject]
         for request in refused:
-            request.waiter.fail(PermissionDeniedError(request.subject))
-        asking = [listening for listening in self._listening if subject in listening.asked]
+            request.fail(PermissionDeniedError(request.subject))
+        asking = [listening for listening in self._all_listening() if subject in listening.asked]
         for listening in asking:
             listening.lost(PermissionDeniedError(listening.asked[subject]))
         if not refused and not asking:
@@ -318,16 +401,19 @@ class Link:
     def _server(self) -> str:
         return "NATS" if self._client is None else self._client.info.url
 
+    def _all_listening(self) -> list[Listening]:
+        return [*self._listening, *set(self._inboxes.copy().values())]
+
     def _end_waiters(self) -> None:
         self._ready = False
         reason = self._closed_reason or "the connection is closed"
         self._fail_in_flight(list(self._requests.copy().values()), lambda: ConnectionClosedError(reason))
         self._wake()
 
-    def _fail_in_flight(self, requests: list[_Request], error: Callable[[], NatsConnectionError]) -> None:
+    def _fail_in_flight(self, requests: list[Request], error: Callable[[], NatsConnectionError]) -> None:
         for request in requests:
-            request.waiter.fail(error())  # each waiter raises an instance of its own
-        for listening in self._listening:
+            request.fail(error())  # each waiter raises an instance of its own
+        for listening in self._all_listening():
             listening.lost(error())
         if self._client is not None:
             self._client.fail_pings(error)
@@ -336,6 +422,14 @@ class Link:
         for change in self._changes:
             if not change.done():
                 change.set_result(None)
+
+
+def consumer_of(reply: str) -> str:
+    """Return the name of the consumer that delivered a message, which its reply subject holds (NATS ADR-15)."""
+    tokens = reply.split(".")
+    if len(tokens) < 9:
+        return ""
+    return tokens[3] if len(tokens) == 9 else tokens[5]  # with domain and account in front
 
 
 async def _release_at_the_end(client: NatsClient) -> None:

@@ -15,6 +15,7 @@ MAX_CONTROL_LINE = 4096
 
 _CRLF = b"\r\n"
 _VERSION = b"NATS/1.0"
+_NO_STATUS = _VERSION + _CRLF
 _NO_SUBJECT = re.compile(r"[\s\x00-\x1f\x7f\ud800-\udfff]")
 _HEADER_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _HEADER_VALUE = re.compile(r"[^\x00-\x08\x0a-\x1f\x7f\ud800-\udfff]*")
@@ -51,7 +52,13 @@ class Message:
     @property
     def status(self) -> int | None:
         """Number of a status message of the server (503: no responders), else None."""
+        if not self._raw_headers or self._raw_headers.startswith(_NO_STATUS):
+            return None
         return self._header_block()[1]
+
+    def has_header(self, name: bytes) -> bool:
+        """Return whether there is a header of exactly this name; quicker than ``headers``."""
+        return b"\n%b:" % name in self._raw_headers
 
     @property
     def description(self) -> str:
@@ -97,6 +104,12 @@ def encode_headers(headers: Mapping[str, str]) -> bytes:
         check_header(name, value)
         block += f"{name}: {value}\r\n".encode()
     return bytes(block + _CRLF)
+
+
+def encode_known_headers(headers: Mapping[str, str]) -> bytes:
+    """Build a header block of names and values that are known to be right."""
+    lines = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
+    return f"NATS/1.0\r\n{lines}\r\n".encode()
 
 
 def check_header(name: str, value: str) -> None:

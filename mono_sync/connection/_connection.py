@@ -11,30 +11,27 @@ import threading
 import time
 import warnings
 import weakref
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import Any, Self, TypeVar, TypeVarTuple
 
 from mono_sync._durations import DEFAULT, Deadline, Timeout
 from mono_sync.adapter import (
     ConnectionConfig,
-    Link,
-    LinkState,
     Listening,
     Message,
-    NotSentError,
     Payload,
+    Request,
     ServerInfo,
-    Waiter,
     check_payload,
     check_subject,
     encode_headers,
     encode_publish,
 )
 from mono_sync.connection._inbox import Inbox
+from mono_sync.connection._session import Session
 from mono_sync.connection._state import ConnectionState, StateBoard, StateListener
 from mono_sync.errors import ClosedError, ConnectionClosedError, NoRespondersError, OperationTimeoutError
-from mono_sync.loop import LoopThread
 from mono_sync.server import EmbeddedServer
 
 T = TypeVar("T")
@@ -45,60 +42,10 @@ _log = logging.getLogger("mono_sync.connection")
 _CLOSE_TIMEOUT = 5.0
 _CLOSE_GRACE = 0.5  # past the deadline, and only if the loop is stuck
 _MARGIN = 1.0
-_STATES = {
-    LinkState.CONNECTED: ConnectionState.CONNECTED,
-    LinkState.RECONNECTING: ConnectionState.RECONNECTING,
-    LinkState.CLOSED: ConnectionState.CLOSED,
-}
-
 
 _live: weakref.WeakSet[CoreConnection] = weakref.WeakSet()
 _inherited: list[Any] = []
 """What a forked child got from its parent: kept, because collecting it would close sockets that the parent uses."""
-
-
-class _Session:
-    """What an open connection owns in one process: the loop thread, and the link that lives on it."""
-
-    __slots__ = ("link", "loop")
-
-    def __init__(self, config: ConnectionConfig, board: StateBoard) -> None:
-        self.loop = LoopThread(f"mono_sync-loop-{config.name}")
-        told = weakref.ref(board)  # the loop would keep the board, and its listeners the connection, from collection
-
-        def tell(state: LinkState) -> None:
-            if (board := told()) is not None:
-                board.set(_STATES[state])
-
-        self.link = Link(config, tell)
-
-    def run(self, fn: Callable[[*Ts], Coroutine[Any, Any, T]], /, *args: *Ts, deadline: Deadline, operation: str) -> T:
-        """Run a coroutine of the link."""
-        try:
-            return self.loop.run(fn, *args, deadline=deadline, operation=operation)
-        except ConnectionClosedError:
-            raise
-        except ClosedError as error:  # the loop was stopped first
-            raise ConnectionClosedError("the connection is closed") from error
-
-    def request(self, subject: str, reply: str, command: bytes, deadline: Deadline, operation: str) -> Message:
-        """Send a command and return the message on its reply subject."""
-        link = self.link
-
-        def send(waiter: Waiter) -> None:
-            link.exchange(waiter, subject, reply, command)
-
-        try:
-            with contextlib.suppress(NotSentError):
-                return self.loop.exchange(send, deadline=deadline, operation=operation)
-            # No connection, or a socket that takes no more: the loop waits until that has changed.
-            return self.run(link.request, subject, reply, command, deadline=deadline, operation=operation)
-        except ConnectionClosedError:
-            raise
-        except ClosedError as error:  # the loop was stopped first
-            raise ConnectionClosedError("the connection is closed") from error
-        finally:
-            link.forget(reply)
 
 
 class CoreConnection:
@@ -121,8 +68,8 @@ class CoreConnection:
         self._server = server
         self._lock = threading.RLock()
         self._board = StateBoard()
-        self._session: _Session | None = None
-        self._opening: _Session | None = None
+        self._session: Session | None = None
+        self._opening: Session | None = None
         self._server_starts = False
         self._closing = False
         self._forked = False
@@ -162,7 +109,7 @@ class CoreConnection:
                     self._start_server(self._server)
                     deadline = Deadline(remaining)  # the server's start has had its own
                 config = _for_server(config, self._server)
-            session = self._opening = _Session(config, self._board)
+            session = self._opening = Session(config, self._board)
             if self._closing:
                 raise ConnectionClosedError(f"{self!r} was closed while it was being opened")
             session.loop.run(  # it keeps the deadline itself, and then knows what each server said
@@ -219,7 +166,7 @@ class CoreConnection:
         if self._server is not None:
             self._server.stop()
 
-    def _end(self, session: _Session, deadline: Deadline, patience: Deadline) -> None:
+    def _end(self, session: Session, deadline: Deadline, patience: Deadline) -> None:
         """Close the link and stop the loop, which takes next to no time unless bytes are left or something is stuck."""
         remaining = deadline.remaining
         grace = _CLOSE_TIMEOUT / 2 if remaining is None else remaining / 2
@@ -290,7 +237,7 @@ class CoreConnection:
         command = encode_publish(
             subject, data, check_subject(reply) if reply else "", block, session.link.info.max_payload
         )
-        session.run(session.link.publish, command, deadline=deadline, operation=operation)
+        session.publish(command, deadline, operation)
 
     def request(
         self,
@@ -312,15 +259,9 @@ class CoreConnection:
         """
         deadline = Deadline.of(timeout, self._config.call_timeout)
         check_subject(subject)
-        data, block = check_payload(data), b"" if headers is None else encode_headers(headers)
-        operation = f"request {subject}"
-        session = self._live_session(deadline, operation)
-        reply = session.link.new_reply()
-        command = encode_publish(subject, data, reply, block, session.link.info.max_payload)
-        message = session.request(subject, reply, command, deadline, operation)
-        if message.status == 503 and not message.data:
-            raise NoRespondersError(subject)
-        return message
+        return self.exchange(
+            subject, check_payload(data), b"" if headers is None else encode_headers(headers), deadline
+        )
 
     def flush(self, *, timeout: Timeout = DEFAULT) -> None:
         """Wait until the server has read everything that was published before on the present connection.
@@ -396,25 +337,41 @@ class CoreConnection:
         where = self._server if self._server is not None else ",".join(a.url for a in self._config.addresses)
         return f"<{type(self).__name__} {self._config.name!r} to {where} {self.state.name}>"
 
-    # --- for the layers above
+    # --- for the layers above, not for users
+
+    def exchange(self, subject: str, data: bytes, header_block: bytes, deadline: Deadline) -> Message:
+        """Make a `request` of parts that are known to be right."""
+        operation = f"request {subject}"
+        session = self._live_session(deadline, operation)
+        link = session.link
+        reply = link.new_reply()
+        command = encode_publish(subject, data, reply, header_block, link.info.max_payload)
+        message = session.request(Request(subject, reply, command), deadline, operation)
+        if message.status == 503 and not message.data:
+            raise NoRespondersError(subject)
+        return message
+
+    def new_id(self, deadline: Deadline) -> str:
+        """Return a text that no other call in any process gets."""
+        return self._live_session(deadline, "new_id").link.new_id()
 
     def inbox(self, deadline: Deadline) -> Inbox:
-        """Return a context manager that receives on a subject of its own until ``deadline``. Not for users."""
-        return Inbox(self, self._live_session(deadline, "inbox").link.new_reply(), deadline)
+        """Return a context manager that receives on a subject of its own until ``deadline``."""
+        return Inbox(self._live_session(deadline, "inbox"), deadline)
 
     def start_listening(self, listening: Listening, deadline: Deadline) -> None:
-        """Begin a subscription whose messages are handed over on the loop thread. Not for users."""
+        """Begin a subscription whose messages are handed over on the loop thread."""
         operation = f"subscribe {listening.subject}"
         session = self._live_session(deadline, operation)
         session.run(session.link.listen, listening, deadline=deadline, operation=operation)
 
     def stop_listening(self, listening: Listening) -> None:
-        """End a subscription, without waiting for it; nothing when the connection is gone. Not for users."""
+        """End a subscription, without waiting for it; nothing when the connection is gone."""
         session = self._session
         if session is not None:
             session.loop.post(session.link.unlisten, listening)
 
-    def _live_session(self, deadline: Deadline, operation: str) -> _Session:
+    def _live_session(self, deadline: Deadline, operation: str) -> Session:
         session = self._session
         if session is not None:
             return session

@@ -1,51 +1,61 @@
-"""Messages of one subscription, taken by a blocking caller one after the other."""
+"""Messages for one blocking caller, taken one after the other."""
 
 from __future__ import annotations
 
 import queue
 import threading
+from collections.abc import Iterable
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Final, Self, TypeAlias
 
 from mono_sync._durations import Deadline
-from mono_sync.adapter import Listening, Message, Payload
+from mono_sync.adapter import Listening, Message, encode_publish
+from mono_sync.connection._session import Session
 from mono_sync.errors import NatsConnectionError, OperationTimeoutError
 
-_LONGEST_WAIT = threading.TIMEOUT_MAX / 2  # what a queue can wait for; as good as for ever
+_LONGEST_WAIT: Final = threading.TIMEOUT_MAX / 2  # what a queue can wait for; as good as for ever
 
-
-class Listener(Protocol):
-    """What an inbox needs of its connection."""
-
-    def publish(self, subject: str, data: Payload, *, reply: str, timeout: Deadline) -> None:
-        """Send a message."""
-
-    def start_listening(self, listening: Listening, deadline: Deadline) -> None:
-        """Begin a subscription."""
-
-    def stop_listening(self, listening: Listening) -> None:
-        """End it."""
+Question: TypeAlias = tuple[str, bytes, bytes, str]
+"""Subject, payload, header block, and the last token of the subject on which the answers come."""
 
 
 class Inbox:
     """A private subject and what arrives on it; a context manager. One thread at a time.
 
-    Messages are kept without limit: whoever asks for them bounds how many can come.
+    It costs neither a round trip nor anything on the server. Messages are kept without limit: whoever asks for them
+    bounds how many can come.
     """
 
-    def __init__(self, connection: Listener, subject: str, deadline: Deadline) -> None:
-        self._connection = connection
+    def __init__(self, session: Session, deadline: Deadline) -> None:
+        self._session = session
         self._deadline = deadline
         self._arrived: queue.SimpleQueue[Message | NatsConnectionError] = queue.SimpleQueue()
-        self.subject: str = f"{subject}.m"  # one token more than the subjects on which requests wait for their answers
+        self._listening = Listening(session.link.new_reply(), self._arrived.put, self._arrived.put)
+        self._consumer: str | None = None
+        self.subject: str = f"{self._listening.subject}.m"
         """Where answers are to be sent."""
-        self._listening = Listening(self.subject, self._arrived.put, self._arrived.put)
-        self._open = False
 
-    def ask(self, subject: str, data: Payload) -> None:
-        """Send a message whose answers come here."""
-        self._listening.asked[subject.lower()] = subject
-        self._connection.publish(subject, data, reply=self.subject, timeout=self._deadline)
+    def ask(self, subject: str, data: bytes, *, deadline: Deadline | None = None) -> None:
+        """Send a message whose answers come here.
+
+        Raises:
+            OperationTimeoutError: it could not be sent until the deadline, and never will be.
+        """
+        self.ask_all([(subject, data, b"", "m")], deadline=deadline)
+
+    def ask_all(self, questions: Iterable[Question], *, deadline: Deadline | None = None) -> None:
+        """Send messages with one system call; each names the last token of its answers' subject.
+
+        Raises:
+            OperationTimeoutError: none could be sent until the deadline, and none ever will be.
+        """
+        asked, link = self._listening.asked, self._session.link
+        reply, most = self._listening.subject, link.info.max_payload
+        commands = []
+        for subject, data, header_block, tag in questions:
+            asked[subject.lower()] = subject
+            commands.append(encode_publish(subject, data, f"{reply}.{tag}", header_block, most))
+        self._session.publish(b"".join(commands), deadline or self._deadline, f"publish to {subject}")
 
     def next(self, operation: str) -> Message:
         """Return the next message.
@@ -78,24 +88,36 @@ class Inbox:
             raise arrived
         return arrived
 
+    def wake(self, error: NatsConnectionError) -> None:
+        """Let whoever waits for a message raise ``error``, after what has arrived. Any thread."""
+        self._arrived.put(error)
+
+    def open(self) -> None:
+        """Begin to receive."""
+        self._session.link.open_inbox(self._listening.subject, self._listening)
+
+    def receive_from(self, consumer: str) -> None:
+        """Receive what a consumer delivers when it is asked from here; nothing any more from the one before."""
+        previous, self._consumer = self._consumer, consumer
+        self._session.link.open_inbox(consumer, self._listening)
+        if previous is not None:
+            self._session.link.close_inbox(previous)
+
+    def close(self) -> None:
+        """Receive no more; idempotent."""
+        link = self._session.link
+        link.close_inbox(self._listening.subject)
+        if self._consumer is not None:
+            link.close_inbox(self._consumer)
+
     def __enter__(self) -> Self:
-        self._open = True
-        try:
-            self._connection.start_listening(self._listening, self._deadline)
-        except BaseException:  # an interrupt may come when it has begun
-            self._end()
-            raise
+        self.open()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._end()
-
-    def _end(self) -> None:
-        self._connection.stop_listening(self._listening)
-        self._open = False
+        self.close()
 
     def __del__(self) -> None:
-        if self._open:  # an interrupt kept `__exit__` from doing its work
-            self._end()
+        self.close()  # an interrupt may have kept `__exit__` from doing its work

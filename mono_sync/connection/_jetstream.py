@@ -13,13 +13,14 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from time import monotonic
+from time import monotonic, sleep
 from typing import Any, TypeAlias
 
 from mono_sync._durations import Deadline
-from mono_sync.adapter import Message, Payload, parse_header_block
+from mono_sync.adapter import Message, parse_header_block
 from mono_sync.connection._connection import CoreConnection
 from mono_sync.errors import (
+    ConnectionLostError,
     JetStreamAPIError,
     JetStreamUnavailableError,
     MonoError,
@@ -29,7 +30,9 @@ from mono_sync.errors import (
 
 Json: TypeAlias = dict[str, Any]
 
-_NOT_ENABLED = frozenset({10035, 10039, 10076, 10008, 10009})
+_NOT_ENABLED = frozenset({10035, 10039, 10076})
+_NO_LEADER = frozenset({10008, 10009, 10163})
+_SHORTEST_PAUSE, _LONGEST_PAUSE = 0.02, 0.5
 _NO_MESSAGE = 10037
 _LONG_SUBJECT = 2000
 _CONSUMER_LIFETIME_NS = 10_000_000_000  # without a pull; an order to delete may overtake the one to create
@@ -83,31 +86,46 @@ class JetStream:
 
     # --- requests
 
-    def api(self, subject: str, body: Json | None, deadline: Deadline, *, context: str = "") -> Json:
+    def api(
+        self, subject: str, body: Json | None, deadline: Deadline, *, context: str = "", repeat: bool = True
+    ) -> Json:
         """Make one API request.
+
+        Args:
+            subject: what follows ``$JS.API.``.
+            body: arguments.
+            deadline: total.
+            context: what to call it in errors.
+            repeat: whether to ask again after the connection broke, and while a cluster elects a leader: right for
+                whatever changes nothing when it is done twice.
 
         Raises:
             JetStreamUnavailableError: JetStream is not enabled, or has no leader.
             JetStreamAPIError: any other refusal.
         """
-        payload = json.dumps(body).encode() if body else b""
+        payload, pause = json.dumps(body).encode() if body else b"", _SHORTEST_PAUSE
+        while True:
+            try:
+                return self._api(subject, payload, deadline, context)
+            except ConnectionLostError:
+                if not repeat:
+                    raise
+            except JetStreamUnavailableError as error:
+                remaining = deadline.remaining
+                if not (repeat and error.temporary) or (remaining is not None and remaining <= pause):
+                    raise
+                sleep(pause)
+                pause = min(2 * pause, _LONGEST_PAUSE)
+
+    def _api(self, subject: str, payload: bytes, deadline: Deadline, context: str) -> Json:
         try:
-            message = self._connection.request(f"$JS.API.{subject}", payload, timeout=deadline)
+            message = self._connection.exchange(f"$JS.API.{subject}", payload, b"", deadline)
         except NoRespondersError as error:
-            raise JetStreamUnavailableError("JetStream is not enabled on the server, or has no leader") from error
+            raise JetStreamUnavailableError(
+                "JetStream is not enabled on the server, or has no leader",
+                temporary=bool(self._connection.server_info.cluster),
+            ) from error
         return _checked(message.data, context or subject)
-
-    def publish(
-        self, subject: str, data: Payload, headers: Mapping[str, str] | None, deadline: Deadline, *, context: str
-    ) -> PubAck:
-        """Store a message.
-
-        Raises:
-            NoRespondersError: no stream takes the subject.
-            JetStreamAPIError: the server refused it.
-        """
-        message = self._connection.request(subject, data, headers=headers, timeout=deadline)
-        return self.read_ack(message, context)
 
     @staticmethod
     def read_ack(message: Message, context: str) -> PubAck:
@@ -138,27 +156,40 @@ class JetStream:
 
     def purge(self, stream: str, subject: str, deadline: Deadline) -> int:
         """Remove the messages of a subject; return how many."""
-        return int(self.api(f"STREAM.PURGE.{stream}", {"filter": subject}, deadline)["purged"])
+        return int(self.api(f"STREAM.PURGE.{stream}", {"filter": subject}, deadline, repeat=False)["purged"])
 
     # --- reading
 
     def last(self, stream: str, subject: str, *, direct: bool, deadline: Deadline) -> StoredMessage | None:
         """Return the newest message of a subject."""
-        if not direct or stream in self._without_direct:
-            return self._get(stream, {"last_by_subj": subject}, deadline)
+        if direct:
+            message = self.last_direct(stream, subject, deadline)
+            if message is not None:
+                return read_direct(message)
+        return self._get(stream, {"last_by_subj": subject}, deadline)
+
+    def last_direct(self, stream: str, subject: str, deadline: Deadline) -> Message | None:
+        """Return the server's message about the newest message of a subject; None: it takes no such request.
+
+        Any replica may answer, and it may not have the newest yet. `read_direct` decodes it.
+        """
+        if stream in self._without_direct:
+            return None
         query = b""
         target = f"$JS.API.DIRECT.GET.{stream}.{subject}"
         if len(subject) > _LONG_SUBJECT:  # whatever could be written can be read: long subjects travel in the body
             target, query = f"$JS.API.DIRECT.GET.{stream}", json.dumps({"last_by_subj": subject}).encode()
-        try:
-            message = self._connection.request(target, query, timeout=self._direct_deadline(deadline))
-        except (NoRespondersError, OperationTimeoutError):  # old servers do not answer where new ones refuse
-            if deadline.expired:
-                raise
-            if not self.stream_info(stream, deadline)["config"].get("allow_direct"):
-                self._without_direct.add(stream)  # switched off meanwhile
-            return self._get(stream, {"last_by_subj": subject}, deadline)
-        return _read_direct(message)
+        while True:
+            try:
+                return self._connection.exchange(target, query, b"", self._direct_deadline(deadline))
+            except ConnectionLostError:
+                continue
+            except (NoRespondersError, OperationTimeoutError):  # old servers do not answer where new ones refuse
+                if deadline.expired:
+                    raise
+                if not self.stream_info(stream, deadline)["config"].get("allow_direct"):
+                    self._without_direct.add(stream)  # switched off meanwhile
+                return None
 
     def _direct_deadline(self, deadline: Deadline) -> Deadline:
         """Leave time for the other way where a server that does not answer direct requests is an old one."""
@@ -170,6 +201,10 @@ class JetStream:
     def at(self, stream: str, sequence: int, deadline: Deadline) -> StoredMessage | None:
         """Return the message with a sequence."""
         return self._get(stream, {"seq": sequence}, deadline)
+
+    def next_of(self, stream: str, subject: str, sequence: int, deadline: Deadline) -> StoredMessage | None:
+        """Return the first message of a subject at or after a sequence."""
+        return self._get(stream, {"seq": sequence, "next_by_subj": subject}, deadline)
 
     def _get(self, stream: str, query: Json, deadline: Deadline) -> StoredMessage | None:
         try:
@@ -272,6 +307,7 @@ class JetStream:
         target = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}"
         left, was_empty = count, False
         with self._connection.inbox(deadline) as inbox:
+            inbox.receive_from(consumer)
             while left is None or left > 0:
                 size = batch if left is None else min(batch, left)
                 query = {"batch": size, "no_wait": True, "expires": int(_PULL_TIME * 1e9)}
@@ -320,12 +356,13 @@ def _checked(data: bytes, context: str) -> Json:
         return answer
     code, err_code = int(error.get("code", 0)), int(error.get("err_code", 0))
     description = str(error.get("description", "no reason given"))
-    if err_code in _NOT_ENABLED:
-        raise JetStreamUnavailableError(f"{context}: {description}")
+    if err_code in _NOT_ENABLED or err_code in _NO_LEADER:
+        raise JetStreamUnavailableError(f"{context}: {description}", temporary=err_code in _NO_LEADER)
     raise JetStreamAPIError(code, err_code, description, context=context)
 
 
-def _read_direct(message: Message) -> StoredMessage | None:
+def read_direct(message: Message) -> StoredMessage | None:
+    """Read the answer to a direct get; None: there is no such message."""
     if message.status == 404:
         return None
     if message.status is not None:

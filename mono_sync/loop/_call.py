@@ -104,11 +104,13 @@ class Call(Generic[T]):
         """Whether nothing has ended it yet."""
         return self in self._core.calls
 
-    def succeed(self, result: T) -> None:
-        """End with a result, if nothing else has ended it."""
-        if self._core.calls.pop(self, False):
-            self._result = result
-            self._waiter.release()
+    def succeed(self, result: T) -> bool:
+        """End with a result, if nothing else has ended it; return whether that was so."""
+        if not self._core.calls.pop(self, False):
+            return False
+        self._result = result
+        self._waiter.release()
+        return True
 
     def fail(self, error: BaseException) -> None:
         """End with an error, if nothing else has ended it."""

@@ -1,10 +1,10 @@
 """Buckets: key-value and objects, their configurations, values and ports."""
 
 from mono_sync.storage._config import BucketConfig, FSBucketConfig, KVBucketConfig
-from mono_sync.storage._kv import KVBucket
 from mono_sync.storage._objects import ObjectBucket
 from mono_sync.storage._ports import FileStoragePort, KVStoragePort
 from mono_sync.storage._values import BucketStatus, Entry, ObjectInfo, Operation
+from mono_sync.storage.kv import KVBucket
 
 __all__ = [
     "BucketConfig",

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import ClassVar, Generic, Self, TypeVar
+from typing import ClassVar, Generic, NoReturn, Self, TypeVar
 
 from mono_sync._durations import DEFAULT, Deadline, Timeout
-from mono_sync.connection import CoreConnection, JetStream, Json
+from mono_sync.connection import CoreConnection, ExactlyOnce, JetStream, Json
 from mono_sync.errors import (
     ConfigurationError,
     InvalidKeyError,
     JetStreamUnavailableError,
+    MonoError,
     NoRespondersError,
     OperationTimeoutError,
+    OutcomeUnknownError,
 )
 from mono_sync.storage._config import BucketConfig, ensure_stream, open_stream
 from mono_sync.storage._errors import bucket_errors
@@ -33,16 +35,32 @@ class Bucket(Generic[ConfigT]):
 
     _config_type: ClassVar[type[BucketConfig]]
 
-    def __init__(self, connection: CoreConnection, name: str, stream_config: Json) -> None:
+    def __init__(self, connection: CoreConnection, name: str, info: Json, *, stale_reads: bool) -> None:
+        config = info["config"]
         self._connection = connection
         self._jetstream = JetStream(connection)
         self._name = name
         self._stream = f"{self._config_type.prefix}{name}"
-        self._direct = bool(stream_config.get("allow_direct"))
+        self._writer = ExactlyOnce(connection, self._jetstream, self._stream, info)
+        self._direct = bool(config.get("allow_direct")) and (stale_reads or config["num_replicas"] == 1)
 
     @classmethod
-    def open(cls, connection: CoreConnection, bucket: str | ConfigT, *, timeout: Timeout = DEFAULT) -> Self:
+    def open(
+        cls,
+        connection: CoreConnection,
+        bucket: str | ConfigT,
+        *,
+        stale_reads: bool = False,
+        timeout: Timeout = DEFAULT,
+    ) -> Self:
         """Open a bucket: an existing one by its name, or by a configuration, which creates or updates it.
+
+        Args:
+            connection: where it is.
+            bucket: its name or configuration.
+            stale_reads: let any replica answer reads, which spreads them over the cluster; one that lags behind may not
+                know the newest writes, the caller's own included. Otherwise the leader answers.
+            timeout: total deadline.
 
         Raises:
             BucketNotFoundError: there is none of that name.
@@ -54,11 +72,13 @@ class Bucket(Generic[ConfigT]):
         jetstream = JetStream(connection)
         if isinstance(bucket, str):
             name = check_bucket_name(bucket)
-            return cls(connection, name, open_stream(jetstream, name, cls._config_type.prefix, deadline))
+            info = open_stream(jetstream, name, cls._config_type.prefix, deadline)
+            return cls(connection, name, info, stale_reads=stale_reads)
         if not isinstance(bucket, cls._config_type):
             kind = cls._config_type.__name__
             raise ConfigurationError(f"a bucket is opened by its name or a {kind}, not {type(bucket).__name__}")
-        return cls(connection, bucket.name, ensure_stream(jetstream, bucket, connection.server_info, deadline))
+        info = ensure_stream(jetstream, bucket, connection.server_info, deadline)
+        return cls(connection, bucket.name, info, stale_reads=stale_reads)
 
     @property
     def name(self) -> str:
@@ -78,15 +98,26 @@ class Bucket(Generic[ConfigT]):
     @contextmanager
     def _errors(self, deadline: Deadline, doing: str, key: str = "", size: int = 0) -> Iterator[None]:
         """Turn what connection and server refuse, and a passed deadline, into errors that name bucket and key."""
+        try:
+            yield
+        except MonoError as error:
+            self._explain(error, deadline, doing, key, size)
+
+    def _explain(self, error: MonoError, deadline: Deadline, doing: str, key: str = "", size: int = 0) -> NoReturn:
+        """Raise the error that says it in the words of buckets."""
         with bucket_errors(self._name, key, size):
-            try:
-                yield
-            except NoRespondersError as error:  # no stream takes the subject: the API tells why
+            if isinstance(error, NoRespondersError):  # no stream takes the subject: the API tells why
                 self._jetstream.stream_info(self._stream, deadline.at_most(_PROBE_TIMEOUT))
-                raise JetStreamUnavailableError(f"bucket {self._name!r} has no leader at the moment") from error
-            except OperationTimeoutError as error:
-                what = f"{doing} {key!r}" if key else doing
-                raise OperationTimeoutError(f"{what} of bucket {self._name!r}", deadline.timeout) from error
+                reason = f"bucket {self._name!r} has no leader at the moment"
+                raise JetStreamUnavailableError(reason, temporary=True) from error
+            if isinstance(error, OperationTimeoutError) and not isinstance(error, OutcomeUnknownError):
+                where = self._describe(doing, key)
+                raise OperationTimeoutError(where, deadline.timeout, sent=error.sent) from error
+            raise error
+
+    def _describe(self, doing: str, key: str = "") -> str:
+        what = f"{doing} {key!r}" if key else doing
+        return f"{what} of bucket {self._name!r}"
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._name!r} of {self._connection!r}>"

@@ -80,7 +80,7 @@ class Chunks:
                         in_flight -= 1
                         self._jetstream.read_ack(inbox.next(operation), operation)
                     in_flight += 1
-                    inbox.ask(subject, view[start : start + size])
+                    inbox.ask(subject, bytes(view[start : start + size]))
                 while in_flight:
                     in_flight -= 1
                     self._jetstream.read_ack(inbox.next(operation), operation)

@@ -28,7 +28,10 @@ _MAX_DESCRIPTION = 4096
 _INT32, _INT64 = 2**31 - 1, 2**63 - 1
 MAX_SECONDS = _INT64 // _NANOSECONDS
 """The longest duration that the server can count, about 292 years."""
-_DUPLICATE_WINDOW = 120
+_DUPLICATE_WINDOW = 30
+_MARKER_TTL = 15 * 60
+"""For how long a watcher that was away can still learn that a key has expired."""
+_MARKER_TTL_WITH_HISTORY = 1  # the server lets no message with history expire sooner than its marker would
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +151,10 @@ class KVBucketConfig(BucketConfig):
             deny_delete=True,
         )
         if server.supports("2.11.0"):
-            config["allow_msg_ttl"] = True
+            seconds = _MARKER_TTL if self.history == 1 else _MARKER_TTL_WITH_HISTORY
+            config.update(allow_msg_ttl=True, subject_delete_marker_ttl=seconds * _NANOSECONDS)
+        if server.supports("2.12.0"):
+            config["allow_atomic"] = True
         return config
 
 
@@ -191,7 +197,7 @@ _OPTION_OF = {
 
 
 def ensure_stream(jetstream: JetStream, config: BucketConfig, server: ServerInfo, deadline: Deadline) -> Json:
-    """Create the stream of a bucket, or update it where it differs; return its configuration.
+    """Create the stream of a bucket, or update it where it differs; return the server's description of it.
 
     Raises:
         BucketConfigError: the server refuses; names the bucket and the fields.
@@ -202,18 +208,19 @@ def ensure_stream(jetstream: JetStream, config: BucketConfig, server: ServerInfo
         existing = open_stream(jetstream, config.name, config.prefix, deadline)
     except BucketNotFoundError:
         try:
-            created: Json = jetstream.create_stream(wanted, deadline)["config"]
+            created: Json = jetstream.create_stream(wanted, deadline)
         except JetStreamAPIError as error:
             if error.err_code != _NAME_IN_USE:
                 raise BucketConfigError(config.name, f"the server refuses to create it: {error.description}") from error
             existing = open_stream(jetstream, config.name, config.prefix, deadline)  # somebody else was faster
         else:
             return created
-    changes = {field: value for field, value in wanted.items() if existing.get(field, _absent(value)) != value}
+    present = existing["config"]
+    changes = {field: value for field, value in wanted.items() if present.get(field, _absent(value)) != value}
     if not changes:
         return existing
     try:
-        updated: Json = jetstream.update_stream(existing | changes, deadline)["config"]
+        updated: Json = jetstream.update_stream(present | changes, deadline)
     except JetStreamAPIError as error:
         fields = [_OPTION_OF.get(field, field) for field in changes]
         reason = f"the server refuses to change {', '.join(fields)}: {error.description}"
@@ -222,18 +229,17 @@ def ensure_stream(jetstream: JetStream, config: BucketConfig, server: ServerInfo
 
 
 def open_stream(jetstream: JetStream, bucket: str, prefix: str, deadline: Deadline) -> Json:
-    """Return the configuration of an existing bucket's stream.
+    """Return the server's description of an existing bucket's stream.
 
     Raises:
         BucketNotFoundError: there is none.
     """
     try:
-        config: Json = jetstream.stream_info(f"{prefix}{bucket}", deadline)["config"]
+        return jetstream.stream_info(f"{prefix}{bucket}", deadline)
     except JetStreamAPIError as error:
         if error.err_code == STREAM_NOT_FOUND:
             raise BucketNotFoundError(bucket) from error
         raise
-    return config
 
 
 def _absent(value: object) -> object:

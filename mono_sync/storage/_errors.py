@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -18,25 +17,9 @@ from mono_sync.errors import (
 )
 from mono_sync.storage._config import STREAM_NOT_FOUND
 
-EXPECTED_REVISION = "Nats-Expected-Last-Subject-Sequence"
-"""Header of a write that is to be refused unless its subject is at this revision; 0: unless there is none."""
-
-_WRONG_LAST_SEQUENCE = frozenset({10071, 10164})
 _TOO_LARGE = 10054
 _FULL = frozenset({10023, 10047, 10077})  # resources and storage of the server, limit of the stream
 _TTL_DISABLED = 10166
-_ACTUAL = re.compile(r"wrong last sequence: (\d+)")
-
-
-def is_conflict(error: JetStreamAPIError) -> bool:
-    """Return whether the server refused because of the expected revision."""
-    return error.err_code in _WRONG_LAST_SEQUENCE
-
-
-def actual_revision(error: JetStreamAPIError) -> int | None:
-    """Return the revision that the server named instead of the expected one."""
-    match = _ACTUAL.search(error.description)
-    return int(match[1]) if match else None
 
 
 @contextmanager

@@ -8,22 +8,21 @@ from typing import ClassVar, TypeVar, overload
 
 from mono_sync._durations import DEFAULT, Deadline, Timeout
 from mono_sync.adapter import Payload, check_payload
-from mono_sync.connection import CoreConnection, Json, StoredMessage
+from mono_sync.connection import CoreConnection, Json, StoredMessage, is_conflict
 from mono_sync.errors import (
-    ConnectionLostError,
     DigestMismatchError,
     JetStreamAPIError,
     MessageError,
     NoRespondersError,
     ObjectChangedError,
     ObjectNotFoundError,
+    OperationTimeoutError,
     StorageError,
     ValueTooLargeError,
 )
 from mono_sync.storage._bucket import Bucket, check_subject_length
 from mono_sync.storage._chunks import Chunks, clean_up_deadline
 from mono_sync.storage._config import BucketConfig, FSBucketConfig
-from mono_sync.storage._errors import EXPECTED_REVISION, is_conflict
 from mono_sync.storage._meta import Headers, deletion, new_meta, read_info, read_meta, to_info
 from mono_sync.storage._names import check_object_name, encode_object_name
 from mono_sync.storage._values import ObjectInfo
@@ -51,10 +50,10 @@ class ObjectBucket(Bucket[FSBucketConfig]):
 
     _config_type: ClassVar[type[BucketConfig]] = FSBucketConfig
 
-    def __init__(self, connection: CoreConnection, name: str, stream_config: Json) -> None:
-        super().__init__(connection, name, stream_config)
+    def __init__(self, connection: CoreConnection, name: str, info: Json, *, stale_reads: bool) -> None:
+        super().__init__(connection, name, info, stale_reads=stale_reads)
         self._chunks = Chunks(connection, self._jetstream, name, self._stream)
-        self._expires = bool(stream_config.get("max_age"))
+        self._expires = bool(info["config"].get("max_age"))
 
     # --- reading
 
@@ -180,31 +179,26 @@ class ObjectBucket(Bucket[FSBucketConfig]):
         who replaced it. The new chunks are removed when it is certain that nothing refers to them.
         """
         key, subject, payload = meta["name"], self._meta_subject(meta["name"]), json.dumps(meta).encode()
-        expected = 0
-        replaced: Json | None = None
-        lost: ConnectionLostError | None = None
+        operation = self._describe("storing object", key)
         maybe_stored = False
         try:
             while True:
                 newest = self._last_meta(key, deadline, direct=False)
-                if lost is not None:  # the answer to the last attempt was
-                    if newest is not None and newest.data == payload:
-                        return self._committed(newest.sequence, replaced, deadline)
-                    if expected != _revision(newest):  # others wrote: ours may have been there in between
-                        raise lost
-                expected = _revision(newest)
                 replaced = self._replaceable(newest)
-                headers = {"Nats-Rollup": "sub", EXPECTED_REVISION: str(expected)}
                 maybe_stored = True
                 try:
-                    ack = self._jetstream.publish(subject, payload, headers, deadline, context=f"object {key!r}")
-                    return self._committed(ack.sequence, replaced, deadline)
-                except ConnectionLostError as error:
-                    lost = error
+                    revision = self._writer.store(
+                        subject, payload, {"Nats-Rollup": "sub"}, deadline, operation, expected=_revision(newest)
+                    )
                 except (JetStreamAPIError, MessageError, NoRespondersError) as error:
-                    maybe_stored = lost is not None
+                    maybe_stored = False
                     if not isinstance(error, JetStreamAPIError) or not is_conflict(error):
                         raise
+                except OperationTimeoutError as error:
+                    maybe_stored = error.sent
+                    raise
+                else:
+                    return self._committed(revision, replaced, deadline)
         except BaseException as error:
             if not maybe_stored:
                 self._chunks.discard(meta["nuid"], clean_up_deadline(error, deadline))

@@ -1,23 +1,23 @@
-"""The key-value bucket."""
+"""Reading and writing one key at a time."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import ClassVar, TypeVar, overload
 
 from mono_sync._durations import DEFAULT, Deadline, Duration, Timeout, to_ttl
-from mono_sync.adapter import Payload, check_payload
-from mono_sync.connection import CoreConnection, Json, StoredMessage
-from mono_sync.errors import (
-    JetStreamAPIError,
-    KeyExistsError,
-    KeyNotFoundError,
-    RevisionMismatchError,
+from mono_sync.adapter import Message, Payload, check_payload
+from mono_sync.connection import (
+    CoreConnection,
+    Json,
+    StoredMessage,
+    actual_revision,
+    is_conflict,
 )
+from mono_sync.errors import JetStreamAPIError, KeyExistsError, KeyNotFoundError, MonoError, RevisionMismatchError
 from mono_sync.storage._bucket import Bucket, check_subject_length
 from mono_sync.storage._config import MAX_SECONDS, BucketConfig, KVBucketConfig
-from mono_sync.storage._errors import EXPECTED_REVISION, actual_revision, is_conflict
-from mono_sync.storage._names import check_key, check_pattern
+from mono_sync.storage._names import check_key
 from mono_sync.storage._values import Entry, Operation
 
 T = TypeVar("T")
@@ -27,27 +27,15 @@ _LARGEST_REVISION = 2**63 - 1
 _MARKED = {"MaxAge": Operation.PURGE, "Purge": Operation.PURGE, "Remove": Operation.DELETE}
 
 
-class KVBucket(Bucket[KVBucketConfig]):
-    """A key-value bucket (NATS ADR-8). Thread-safe; other NATS clients read what it writes and the reverse.
-
-    Keys are letters, digits and ``- / _ = .``; values are bytes. Every call takes ``timeout``, a total deadline in
-    seconds; omitted, it is the connection's. Calls may raise, besides what they list:
-
-    * `OperationTimeoutError`: the deadline passed; a write may still have happened.
-    * `ConnectionLostError`: the connection broke before the answer came; a write may still have happened.
-    * `ConnectionClosedError`: the connection is closed.
-    * `BucketNotFoundError`: the bucket was deleted meanwhile.
-    * `InvalidKeyError`, `TypeError`: bad key or value; nothing was sent.
-    * `JetStreamUnavailableError`: the server has no JetStream, or no leader for the bucket now.
-
-    Get one from a plugin, or from ``connection.kv(name)``.
-    """
+class SingleKeys(Bucket[KVBucketConfig]):
+    """The calls of a key-value bucket that concern one key."""
 
     _config_type: ClassVar[type[BucketConfig]] = KVBucketConfig
 
-    def __init__(self, connection: CoreConnection, name: str, stream_config: Json) -> None:
-        super().__init__(connection, name, stream_config)
+    def __init__(self, connection: CoreConnection, name: str, info: Json, *, stale_reads: bool) -> None:
+        super().__init__(connection, name, info, stale_reads=stale_reads)
         self._prefix = f"$KV.{name}."
+        self._replicated = info["config"]["num_replicas"] > 1 and not stale_reads
 
     # --- reading
 
@@ -58,37 +46,52 @@ class KVBucket(Bucket[KVBucketConfig]):
 
     def get(self, key: str, default: object = None, *, timeout: Timeout = DEFAULT) -> object:
         """Return the value of a key, or ``default`` when it is missing, deleted, purged or expired."""
-        entry = self._newest(key, self._deadline(timeout))
+        deadline = self._deadline(timeout)
+        if self._direct:  # the short way: no more of the answer is decoded than is needed
+            message = self._direct_answer(key, deadline)
+            if message is not None and message.status is None and not is_marked(message):
+                return message.data
+        entry = self._newest(key, deadline)
         return default if entry is None or entry.operation is not Operation.PUT else entry.value
 
-    def get_entry(self, key: str, *, timeout: Timeout = DEFAULT) -> Entry:
-        """Return the newest revision of a key, with its number and time.
-
-        Raises:
-            KeyNotFoundError: the key is missing, deleted, purged or expired.
-        """
-        entry = self._newest(key, self._deadline(timeout))
-        if entry is None or entry.operation is not Operation.PUT:
-            raise KeyNotFoundError(self._name, key)
-        return entry
-
-    def keys(self, pattern: str = ">", *, timeout: Timeout = DEFAULT) -> list[str]:
-        """Return the live keys that match a pattern, each once, in the order of their last writes.
-
-        Keys that exist during the whole call are never left out, however much is written meanwhile.
+    def get_entry(self, key: str, *, revision: int | None = None, timeout: Timeout = DEFAULT) -> Entry:
+        """Return a revision of a key, the newest if none is named, with its number and time.
 
         Args:
-            pattern: tokens between dots; ``*`` stands for one token, ``>`` at the end for all that follow.
+            key: the key.
+            revision: one of those that the bucket still holds, see `history`.
             timeout: total deadline.
+
+        Raises:
+            KeyNotFoundError: the key is missing, deleted, purged or expired, or was so at that revision, or there is no
+                such revision of it.
+            ValueError: ``revision`` is less than 1.
         """
-        subject, deadline = self._prefix + check_pattern(pattern), self._deadline(timeout)
-        with self._errors(deadline, "listing keys", pattern):
-            messages = self._jetstream.last_of_each(
-                self._stream, subject, deadline, direct=self._direct, headers_only=True
-            )
-        return [
-            message.subject[len(self._prefix) :] for message in messages if _operation(message.headers) is Operation.PUT
-        ]
+        deadline = self._deadline(timeout)
+        entry = self._newest(key, deadline) if revision is None else self._at(key, check_revision(revision), deadline)
+        if entry is None or entry.operation is not Operation.PUT:
+            raise KeyNotFoundError(self._name, key, revision)
+        return entry
+
+    def history(self, key: str, *, timeout: Timeout = DEFAULT) -> list[Entry]:
+        """Return the revisions of a key that the bucket still holds, oldest first; deletions are among them.
+
+        How many it holds is the ``history`` of its configuration. An unknown key has none.
+        """
+        subject, deadline = self._subject(key), self._deadline(timeout)
+        with self._errors(deadline, "reading the history of key", key):
+            if self._replicated:
+                return [self._entry(message) for message in self._revisions(subject, deadline)]
+            return [
+                self._entry(message) for message in self._jetstream.pull(self._stream, subject, deadline, policy="all")
+            ]
+
+    def _revisions(self, subject: str, deadline: Deadline) -> Iterator[StoredMessage]:
+        """Ask the leader; a consumer may live on another replica, which may lag behind."""
+        position = 1
+        while (message := self._jetstream.next_of(self._stream, subject, position, deadline)) is not None:
+            yield message
+            position = message.sequence + 1
 
     # --- writing
 
@@ -131,7 +134,7 @@ class KVBucket(Bucket[KVBucketConfig]):
         expected = 0
         while True:
             try:
-                return self._write(key, value, headers | {EXPECTED_REVISION: str(expected)}, deadline)
+                return self._write(key, value, headers, deadline, expected=expected)
             except JetStreamAPIError as error:
                 if not is_conflict(error):
                     raise
@@ -152,8 +155,26 @@ class KVBucket(Bucket[KVBucketConfig]):
             RevisionMismatchError: it is at another revision, or missing; nothing was written.
             ValueError: ``revision`` is less than 1; to write a new key use `create`.
         """
-        headers = self._ttl_headers(ttl) | _expecting(revision)
-        return self._write_expecting(key, value, headers, revision, timeout)
+        return self._write_expecting(key, value, self._ttl_headers(ttl), check_revision(revision), timeout)
+
+    def touch(self, key: str, ttl: Duration | None, *, timeout: Timeout = DEFAULT) -> int:
+        """Let a key expire ``ttl`` from now, or never, without changing its value; return its new revision.
+
+        Whatever others write meanwhile stays. It is a revision like any other: watchers are told of it.
+
+        Raises:
+            KeyNotFoundError: the key is missing, deleted, purged or expired.
+            ValueError: a ttl of less than a second, or longer than the server can count.
+            UnsupportedByServerError: a ttl, and a server that knows none.
+        """
+        headers, deadline = self._ttl_headers(ttl), self._deadline(timeout)
+        while True:
+            entry = self.get_entry(key, timeout=deadline)
+            try:
+                return self._write(key, entry.value, headers, deadline, expected=entry.revision)
+            except JetStreamAPIError as error:
+                if not is_conflict(error):
+                    raise
 
     def delete(self, key: str, *, revision: int | None = None, timeout: Timeout = DEFAULT) -> None:
         """Delete a key; deleting a missing one is no error. In a bucket with history its older revisions stay.
@@ -177,23 +198,28 @@ class KVBucket(Bucket[KVBucketConfig]):
         if revision is None:
             self._write(key, b"", headers, self._deadline(timeout))
         else:
-            self._write_expecting(key, b"", headers | _expecting(revision), revision, timeout)
+            self._write_expecting(key, b"", headers, check_revision(revision), timeout)
 
     def _write_expecting(
-        self, key: str, value: Payload, headers: Mapping[str, str], revision: int, timeout: Timeout
+        self, key: str, value: Payload, headers: dict[str, str], revision: int, timeout: Timeout
     ) -> int:
         try:
-            return self._write(key, value, headers, self._deadline(timeout))
+            return self._write(key, value, headers, self._deadline(timeout), expected=revision)
         except JetStreamAPIError as error:
             if is_conflict(error):
                 raise RevisionMismatchError(self._name, key, revision, actual_revision(error)) from error
             raise
 
-    def _write(self, key: str, value: Payload, headers: Mapping[str, str], deadline: Deadline) -> int:
+    def _write(
+        self, key: str, value: Payload, headers: dict[str, str], deadline: Deadline, *, expected: int | None = None
+    ) -> int:
         subject = self._subject(key)
         data = check_payload(value)
-        with self._errors(deadline, "writing key", key, len(data)):
-            return self._jetstream.publish(subject, data, headers, deadline, context=f"key {key!r}").sequence
+        operation = self._describe("writing key", key)
+        try:
+            return self._writer.store(subject, data, headers, deadline, operation, expected=expected)
+        except MonoError as error:
+            self._explain(error, deadline, "writing key", key, len(data))
 
     def _ttl_headers(self, ttl: Duration | None) -> dict[str, str]:
         seconds = to_ttl(ttl)
@@ -208,11 +234,26 @@ class KVBucket(Bucket[KVBucketConfig]):
     def _subject(self, key: str) -> str:
         return check_subject_length(self._prefix + check_key(key), key)
 
+    # --- what the server holds
+
+    def _direct_answer(self, key: str, deadline: Deadline) -> Message | None:
+        subject = self._subject(key)
+        try:
+            return self._jetstream.last_direct(self._stream, subject, deadline)
+        except MonoError as error:
+            self._explain(error, deadline, "reading key", key)
+
     def _newest(self, key: str, deadline: Deadline, *, direct: bool | None = None) -> Entry | None:
         direct = self._direct if direct is None else direct
         with self._errors(deadline, "reading key", key):
             message = self._jetstream.last(self._stream, self._subject(key), direct=direct, deadline=deadline)
         return None if message is None else self._entry(message)
+
+    def _at(self, key: str, revision: int, deadline: Deadline) -> Entry | None:
+        subject = self._subject(key)
+        with self._errors(deadline, "reading key", key):
+            message = self._jetstream.at(self._stream, revision, deadline)
+        return None if message is None or message.subject != subject else self._entry(message)
 
     def _entry(self, message: StoredMessage) -> Entry:
         return Entry(
@@ -221,23 +262,34 @@ class KVBucket(Bucket[KVBucketConfig]):
             value=message.data,
             revision=message.sequence,
             created=message.time,
-            operation=_operation(message.headers),
+            operation=operation_of(message.headers),
             expired=message.headers.get("Nats-Marker-Reason") == "MaxAge",
         )
 
 
-def _operation(headers: Mapping[str, str]) -> Operation:
+def is_marked(message: Message) -> bool:
+    """Return whether a message marks a removal, or may do so."""
+    return message.has_header(b"KV-Operation") or message.has_header(b"Nats-Marker-Reason")
+
+
+def operation_of(headers: Mapping[str, str]) -> Operation:
     """Tell what a message did: a client's mark of a deletion, or one that the server left (NATS ADR-8, ADR-48)."""
     if "Nats-Marker-Reason" in headers:
         return _MARKED.get(headers["Nats-Marker-Reason"], Operation.PURGE)
     return _OPERATIONS.get(headers.get("KV-Operation", ""), Operation.PUT)
 
 
-def _expecting(revision: int) -> dict[str, str]:
+def check_revision(revision: int) -> int:
+    """Return a revision if it can be one.
+
+    Raises:
+        TypeError: it is no int.
+        ValueError: it is less than 1, or more than the server can count.
+    """
     if not isinstance(revision, int) or isinstance(revision, bool):
         raise TypeError(f"a revision must be an int, not {type(revision).__name__}")
     if revision < 1:
         raise ValueError(f"a revision is 1 or more, not {revision}; to write a new key use create()")
     if revision > _LARGEST_REVISION:  # the server would take it modulo 2**64, and so for another one
         raise ValueError(f"a revision is at most {_LARGEST_REVISION}, not {revision}")
-    return {EXPECTED_REVISION: str(revision)}
+    return revision

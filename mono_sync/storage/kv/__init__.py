@@ -1,0 +1,5 @@
+"""Key-value buckets."""
+
+from mono_sync.storage.kv._bucket import KVBucket
+
+__all__ = ["KVBucket"]
