@@ -40,11 +40,15 @@ The tree; behind each name the builtin that it also is, so that ``except Timeout
     │   ├── BucketFullError                 OSError             a limit of the bucket is reached
     │   ├── InvalidKeyError                 ValueError          not a legal key or object name
     │   ├── ValueTooLargeError              ValueError          larger than bucket or server allow
+    │   ├── CodecError                      ValueError          a value that its codec cannot encode or decode
     │   ├── KeyNotFoundError                KeyError
     │   │   └── ObjectNotFoundError         FileNotFoundError
     │   ├── ConflictError                                       somebody else changed the key first
     │   │   ├── KeyExistsError              FileExistsError
     │   │   └── RevisionMismatchError
+    │   ├── LockError                                           a lock
+    │   │   ├── LockNotAcquiredError        TimeoutError        somebody else held it until the deadline
+    │   │   └── LockLostError                                   it is not held any more
     │   ├── DigestMismatchError             OSError             the bytes read are not the bytes stored
     │   └── ObjectChangedError              OSError             replaced or deleted while it was read
     ├── ServiceError                                            services between modules
@@ -80,6 +84,7 @@ __all__ = [
     "BucketNotFoundError",
     "CircularDependencyError",
     "ClosedError",
+    "CodecError",
     "ConfigurationError",
     "ConflictError",
     "ConnectFailedError",
@@ -99,6 +104,9 @@ __all__ = [
     "KeyExistsError",
     "KeyNotFoundError",
     "LifecycleError",
+    "LockError",
+    "LockLostError",
+    "LockNotAcquiredError",
     "LoopError",
     "LoopStartError",
     "MessageError",
@@ -520,6 +528,20 @@ class ValueTooLargeError(StorageError, ValueError):
         super().__init__(f"value of {size} bytes for key {key!r} of bucket {bucket!r} is too large: {reason}")
 
 
+class CodecError(StorageError, ValueError):
+    """A value that the codec of a typed bucket cannot encode, or what is stored that it cannot decode.
+
+    Attributes:
+        bucket: the bucket.
+        key: the key.
+    """
+
+    def __init__(self, bucket: str, key: str, reason: str) -> None:
+        self.bucket = bucket
+        self.key = key
+        super().__init__(f"the value of key {key!r} of bucket {bucket!r} {reason}")
+
+
 class KeyNotFoundError(StorageError, KeyError):
     """The key is missing: never written, deleted, purged or expired.
 
@@ -579,6 +601,40 @@ class RevisionMismatchError(ConflictError):
         now = "" if actual is None else f", it is at {actual}" if actual else ", it does not exist"
         message = f"key {key!r} of bucket {bucket!r} is not at revision {expected}{now}"
         super().__init__(message, bucket, key, expected, actual)
+
+
+class LockError(StorageError):
+    """A lock cannot be had or kept.
+
+    Attributes:
+        bucket: the bucket.
+        key: the name of the lock.
+    """
+
+    def __init__(self, bucket: str, key: str, message: str) -> None:
+        self.bucket = bucket
+        self.key = key
+        super().__init__(message)
+
+
+class LockNotAcquiredError(LockError, TimeoutError):
+    """The lock was not free until the deadline; the caller does not hold it.
+
+    Attributes:
+        timeout: the deadline in seconds.
+    """
+
+    def __init__(self, bucket: str, key: str, timeout: float | None) -> None:
+        self.timeout = timeout
+        within = "" if timeout is None else f" within {timeout:g} s"
+        super().__init__(bucket, key, f"lock {key!r} of bucket {bucket!r} was not to be had{within}")
+
+
+class LockLostError(LockError):
+    """The lock is not held, or not any more: it was not renewed in time, or somebody removed it."""
+
+    def __init__(self, bucket: str, key: str) -> None:
+        super().__init__(bucket, key, f"lock {key!r} of bucket {bucket!r} is not held any more")
 
 
 class DigestMismatchError(StorageError, OSError):

@@ -6,6 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import Enum
+from typing import Generic
+
+from typing_extensions import TypeVar
 
 from mono_sync.connection import Json
 from mono_sync.storage._config import Storage
@@ -22,14 +25,17 @@ class Operation(Enum):
     """The key was removed with its history: by `purge`, or by the server when its time was up."""
 
 
+V_co = TypeVar("V_co", default=bytes, covariant=True)
+
+
 @dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(Generic[V_co]):
     """One revision of a key.
 
     Attributes:
         bucket: the bucket.
         key: the key.
-        value: the value; empty for deletions.
+        value: the value; for deletions empty, of a typed bucket None.
         revision: number of the revision, counted over the whole bucket.
         created: when the server stored it.
         operation: what it did to the key.
@@ -38,11 +44,16 @@ class Entry:
 
     bucket: str
     key: str
-    value: bytes
+    value: V_co
     revision: int
     created: datetime
     operation: Operation = Operation.PUT
     expired: bool = False
+
+    @property
+    def removed(self) -> bool:
+        """Whether this revision removed the key: deleted, purged or expired."""
+        return self.operation is not Operation.PUT
 
 
 @dataclass(frozen=True, slots=True)

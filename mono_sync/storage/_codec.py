@@ -1,0 +1,78 @@
+"""From values to bytes and back."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Final, Generic, Protocol, TypeVar
+
+from mono_sync.errors import CodecError
+
+T = TypeVar("T")
+
+
+class Codec(Protocol[T]):
+    """Turns values into bytes and back. It is used by many threads at once, and whatever it raises names the key."""
+
+    def encode(self, value: T, /) -> bytes:
+        """Return the bytes that stand for a value."""
+
+    def decode(self, data: bytes, /) -> T:
+        """Return the value that bytes stand for."""
+
+
+class _Json:
+    def encode(self, value: Any, /) -> bytes:
+        return json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+    def decode(self, data: bytes, /) -> Any:
+        return json.loads(data)
+
+
+class _Text:
+    def encode(self, value: str, /) -> bytes:
+        if not isinstance(value, str):
+            raise TypeError(f"text must be a str, not {type(value).__name__}")
+        return value.encode()
+
+    def decode(self, data: bytes, /) -> str:
+        return data.decode()
+
+
+JSON: Final[Codec[Any]] = _Json()
+"""JSON in UTF-8, without the numbers that JSON has not (NaN and the infinities)."""
+
+TEXT: Final[Codec[str]] = _Text()
+"""Text in UTF-8."""
+
+
+class BucketCodec(Generic[T]):
+    """The codec of one bucket: its errors name bucket and key."""
+
+    def __init__(self, bucket: str, codec: Codec[T]) -> None:
+        self._bucket = bucket
+        self._codec = codec
+
+    def encode(self, key: str, value: T) -> bytes:
+        """Return the bytes of a key's value.
+
+        Raises:
+            CodecError: the codec cannot, or returns something else than bytes.
+        """
+        try:
+            data = self._codec.encode(value)
+        except Exception as error:
+            raise CodecError(self._bucket, key, f"cannot be encoded: {error}") from error
+        if not isinstance(data, bytes):
+            raise CodecError(self._bucket, key, f"is encoded as {type(data).__name__} instead of bytes")
+        return data
+
+    def decode(self, key: str, data: bytes) -> T:
+        """Return the value of a key.
+
+        Raises:
+            CodecError: the codec cannot.
+        """
+        try:
+            return self._codec.decode(data)
+        except Exception as error:
+            raise CodecError(self._bucket, key, f"cannot be decoded: {error}") from error
