@@ -45,6 +45,7 @@ The tree; behind each name the builtin that it also is, so that ``except Timeout
     │   ├── ConflictError                                       somebody else changed the key first
     │   │   ├── KeyExistsError              FileExistsError
     │   │   └── RevisionMismatchError
+    │   ├── ConflictRetriesExhaustedError                       a retry met conflicts until its bounds were reached
     │   ├── DigestMismatchError             OSError             the bytes read are not the bytes stored
     │   └── ObjectChangedError              OSError             replaced or deleted while it was read
     ├── ServiceError                                            services between modules
@@ -82,6 +83,7 @@ __all__ = [
     "ClosedError",
     "ConfigurationError",
     "ConflictError",
+    "ConflictRetriesExhaustedError",
     "ConnectFailedError",
     "ConnectionClosedError",
     "ConnectionLostError",
@@ -579,6 +581,30 @@ class RevisionMismatchError(ConflictError):
         now = "" if actual is None else f", it is at {actual}" if actual else ", it does not exist"
         message = f"key {key!r} of bucket {bucket!r} is not at revision {expected}{now}"
         super().__init__(message, bucket, key, expected, actual)
+
+
+class ConflictRetriesExhaustedError(StorageError):
+    """A retry gave up: its attempts or its time are used up, and the last attempt failed like those before.
+
+    ``__cause__`` is what that attempt raised: a `ConflictError`, unless the policy was told to retry something else.
+    It is no `ConflictError` itself, so that a retry around it does not begin all over again.
+
+    Attributes:
+        attempts: how many were made.
+        elapsed: seconds from the beginning of the first to the end of the last.
+        bucket: the bucket of the last conflict; None where the error named none.
+        key: the key of the last conflict; None where the error named none.
+    """
+
+    def __init__(
+        self, attempts: int, elapsed: float, reason: str, *, bucket: str | None = None, key: str | None = None
+    ) -> None:
+        self.attempts = attempts
+        self.elapsed = elapsed
+        self.bucket = bucket
+        self.key = key
+        made = "1 attempt" if attempts == 1 else f"{attempts} attempts"
+        super().__init__(f"gave up after {made} in {elapsed:.3g} s: {reason}")
 
 
 class DigestMismatchError(StorageError, OSError):
