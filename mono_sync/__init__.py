@@ -86,6 +86,7 @@ from mono_sync.errors import (
 from mono_sync.loop import LoopThread
 from mono_sync.messaging import ServiceContainer
 from mono_sync.plugins import FSJetStreamPlugin, KVJetStreamPlugin
+from mono_sync.recipes import BoundedRetry, RetryAttempt, RetryDetails, RetryHook, RetryPolicy, retries
 from mono_sync.server import EmbeddedServer, EmbeddedServerConfig
 from mono_sync.storage import (
     BucketStatus,
@@ -108,6 +109,7 @@ __all__ = [
     "ApplicationStateError",
     "AuthenticationError",
     "BlockingCallError",
+    "BoundedRetry",
     "BucketConfigError",
     "BucketFullError",
     "BucketNotFoundError",
@@ -179,6 +181,10 @@ __all__ = [
     "PluginModule",
     "PluginNotFoundError",
     "RegistrationError",
+    "RetryAttempt",
+    "RetryDetails",
+    "RetryHook",
+    "RetryPolicy",
     "RevisionMismatchError",
     "ServerBinaryError",
     "ServerError",
@@ -196,4 +202,5 @@ __all__ = [
     "UsePluginModule",
     "ValueTooLargeError",
     "connect",
+    "retries",
 ]

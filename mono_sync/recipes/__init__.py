@@ -1,0 +1,6 @@
+"""Ways of working with buckets that many programs need; buckets offer them as methods."""
+
+from mono_sync.recipes._retry import BoundedRetry, RetryAttempt, RetryDetails, RetryHook, RetryPolicy
+from mono_sync.recipes._switch import retries
+
+__all__ = ["BoundedRetry", "RetryAttempt", "RetryDetails", "RetryHook", "RetryPolicy", "retries"]
