@@ -36,6 +36,7 @@ from mono_sync.errors import (
     CodecError,
     ConfigurationError,
     ConflictError,
+    ConflictRetriesExhaustedError,
     ConnectFailedError,
     ConnectionClosedError,
     ConnectionLostError,
@@ -89,6 +90,7 @@ from mono_sync.errors import (
 from mono_sync.loop import LoopThread
 from mono_sync.messaging import ServiceContainer
 from mono_sync.plugins import FSJetStreamPlugin, KVJetStreamPlugin
+from mono_sync.recipes import BoundedRetry, RetryAttempt, RetryDetails, RetryHook, RetryPolicy, retries
 from mono_sync.server import EmbeddedServer, EmbeddedServerConfig
 from mono_sync.storage import (
     BucketStatus,
@@ -111,6 +113,7 @@ __all__ = [
     "ApplicationStateError",
     "AuthenticationError",
     "BlockingCallError",
+    "BoundedRetry",
     "BucketConfigError",
     "BucketFullError",
     "BucketNotFoundError",
@@ -121,6 +124,7 @@ __all__ = [
     "CodecError",
     "ConfigurationError",
     "ConflictError",
+    "ConflictRetriesExhaustedError",
     "ConnectFailedError",
     "Connection",
     "ConnectionClosedError",
@@ -187,6 +191,10 @@ __all__ = [
     "PluginModule",
     "PluginNotFoundError",
     "RegistrationError",
+    "RetryAttempt",
+    "RetryDetails",
+    "RetryHook",
+    "RetryPolicy",
     "RevisionMismatchError",
     "ServerBinaryError",
     "ServerError",
@@ -204,4 +212,5 @@ __all__ = [
     "UsePluginModule",
     "ValueTooLargeError",
     "connect",
+    "retries",
 ]

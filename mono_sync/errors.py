@@ -49,6 +49,7 @@ The tree; behind each name the builtin that it also is, so that ``except Timeout
     │   ├── LockError                                           a lock
     │   │   ├── LockNotAcquiredError        TimeoutError        somebody else held it until the deadline
     │   │   └── LockLostError                                   it is not held any more
+    │   ├── ConflictRetriesExhaustedError                       a retry met conflicts until its bounds were reached
     │   ├── DigestMismatchError             OSError             the bytes read are not the bytes stored
     │   └── ObjectChangedError              OSError             replaced or deleted while it was read
     ├── ServiceError                                            services between modules
@@ -87,6 +88,7 @@ __all__ = [
     "CodecError",
     "ConfigurationError",
     "ConflictError",
+    "ConflictRetriesExhaustedError",
     "ConnectFailedError",
     "ConnectionClosedError",
     "ConnectionLostError",
@@ -635,6 +637,28 @@ class LockLostError(LockError):
 
     def __init__(self, bucket: str, key: str) -> None:
         super().__init__(bucket, key, f"lock {key!r} of bucket {bucket!r} is not held any more")
+class ConflictRetriesExhaustedError(StorageError):
+    """A retry gave up: its attempts or its time are used up, and the last attempt failed like those before.
+
+    ``__cause__`` is what that attempt raised: a `ConflictError`, unless the policy was told to retry something else.
+    It is no `ConflictError` itself, so that a retry around it does not begin all over again.
+
+    Attributes:
+        attempts: how many were made.
+        elapsed: seconds from the beginning of the first to the end of the last.
+        bucket: the bucket of the last conflict; None where the error named none.
+        key: the key of the last conflict; None where the error named none.
+    """
+
+    def __init__(
+        self, attempts: int, elapsed: float, reason: str, *, bucket: str | None = None, key: str | None = None
+    ) -> None:
+        self.attempts = attempts
+        self.elapsed = elapsed
+        self.bucket = bucket
+        self.key = key
+        made = "1 attempt" if attempts == 1 else f"{attempts} attempts"
+        super().__init__(f"gave up after {made} in {elapsed:.3g} s: {reason}")
 
 
 class DigestMismatchError(StorageError, OSError):

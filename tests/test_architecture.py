@@ -24,6 +24,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (  # lowest first; a module belongs to the
     ("mono_sync.loop",),
     ("mono_sync.adapter",),
     ("mono_sync.connection",),
+    ("mono_sync.recipes",),
     ("mono_sync.storage",),
     ("mono_sync.client",),
     ("mono_sync.messaging",),

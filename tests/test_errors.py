@@ -51,8 +51,11 @@ every_class = pytest.mark.parametrize("cls", list(CLASSES.values()), ids=list(CL
 
 
 def strategy_for(hint: Any) -> st.SearchStrategy[Any]:
+    numbers = st.floats(allow_nan=False)  # NaN is unequal to itself, so it could not be compared
+    if hint is float:
+        return numbers
     if hint == float | None:
-        return st.none() | st.floats(allow_nan=False)  # NaN is unequal to itself, so it could not be compared
+        return st.none() | numbers
     return st.from_type(hint)
 
 

@@ -143,10 +143,10 @@ class ExactlyOnce:
                 in_doubt = True
             except OperationTimeoutError as error:
                 in_doubt = in_doubt or error.sent
-                if not in_doubt:
-                    raise
                 if deadline.expired:
-                    raise OutcomeUnknownError(write.operation, deadline.timeout) from error
+                    if in_doubt:
+                        raise OutcomeUnknownError(write.operation, deadline.timeout) from error
+                    raise
             except (NoRespondersError, JetStreamUnavailableError) as error:
                 if not self._will_return(error, deadline):
                     raise

@@ -32,6 +32,7 @@ Json: TypeAlias = dict[str, Any]
 
 _NOT_ENABLED = frozenset({10035, 10039, 10076})
 _NO_LEADER = frozenset({10008, 10009, 10163})
+_PATIENCE = 1.5
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.02, 0.5
 _NO_MESSAGE = 10037
 _LONG_SUBJECT = 2000
@@ -106,9 +107,9 @@ class JetStream:
         payload, pause = json.dumps(body).encode() if body else b"", _SHORTEST_PAUSE
         while True:
             try:
-                return self._api(subject, payload, deadline, context)
-            except ConnectionLostError:
-                if not repeat:
+                return self._api(subject, payload, self._patience(deadline) if repeat else deadline, context)
+            except (ConnectionLostError, OperationTimeoutError):
+                if not repeat or deadline.expired:
                     raise
             except JetStreamUnavailableError as error:
                 remaining = deadline.remaining
@@ -116,6 +117,10 @@ class JetStream:
                     raise
                 sleep(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE)
+
+    def _patience(self, deadline: Deadline) -> Deadline:
+        """Return how long to wait for an answer: in a cluster its author may have died, and no connection break."""
+        return deadline.at_most(_PATIENCE) if self._connection.server_info.cluster else deadline
 
     def _api(self, subject: str, payload: bytes, deadline: Deadline, context: str) -> Json:
         try:
