@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Generic, TypeVar, overload
+from typing import Generic, TypeVar, overload
 
 from mono_sync._durations import DEFAULT, Duration, Timeout
 from mono_sync.recipes import RetryPolicy
 from mono_sync.storage._codec import BucketCodec, Codec
+from mono_sync.storage._ports import KVStoragePort
 from mono_sync.storage._values import Entry
-
-if TYPE_CHECKING:
-    from mono_sync.storage.kv._bucket import KVBucket
 
 T = TypeVar("T")
 D = TypeVar("D")
@@ -32,7 +30,7 @@ class TypedBucket(Generic[T]):
         bucket: the bucket that holds the bytes.
     """
 
-    def __init__(self, bucket: KVBucket, codec: Codec[T]) -> None:
+    def __init__(self, bucket: KVStoragePort, codec: Codec[T]) -> None:
         self.bucket = bucket
         self._codec = BucketCodec(bucket.name, codec)
 
