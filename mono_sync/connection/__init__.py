@@ -1,14 +1,12 @@
 """The blocking connection: states, publish and request, and JetStream's API on top of them."""
 
 from mono_sync.connection._connection import CoreConnection
-from mono_sync.connection._exactly_once import EXPECTED_REVISION, MESSAGE_ID, ExactlyOnce, actual_revision, is_conflict
+from mono_sync.connection._exactly_once import ExactlyOnce, actual_revision, is_conflict
 from mono_sync.connection._inbox import Inbox
 from mono_sync.connection._jetstream import JetStream, Json, PubAck, StoredMessage, parse_time, read_direct
 from mono_sync.connection._state import ConnectionState, StateListener
 
 __all__ = [
-    "EXPECTED_REVISION",
-    "MESSAGE_ID",
     "ConnectionState",
     "CoreConnection",
     "ExactlyOnce",
