@@ -97,6 +97,7 @@ from mono_sync.storage import (
     ObjectBucket,
     ObjectInfo,
     Operation,
+    Watcher,
 )
 
 __version__ = "0.1.0"
@@ -193,5 +194,6 @@ __all__ = [
     "UnsupportedByServerError",
     "UsePluginModule",
     "ValueTooLargeError",
+    "Watcher",
     "connect",
 ]
