@@ -90,19 +90,24 @@ from mono_sync.errors import (
 from mono_sync.loop import LoopThread
 from mono_sync.messaging import ServiceContainer
 from mono_sync.plugins import FSJetStreamPlugin, KVJetStreamPlugin
-from mono_sync.recipes import BoundedRetry, RetryAttempt, RetryDetails, RetryHook, RetryPolicy, retries
+from mono_sync.recipes import BoundedRetry, Lock, RetryAttempt, RetryDetails, RetryHook, RetryPolicy, retries
 from mono_sync.server import EmbeddedServer, EmbeddedServerConfig
 from mono_sync.storage import (
     BucketStatus,
+    Codec,
     Entry,
     FileStoragePort,
     FSBucketConfig,
+    JSONCodec,
     KVBucket,
     KVBucketConfig,
     KVStoragePort,
     ObjectBucket,
     ObjectInfo,
     Operation,
+    TextCodec,
+    TypedBucket,
+    Watcher,
 )
 
 __version__ = "0.1.0"
@@ -149,6 +154,7 @@ __all__ = [
     "InvalidKeyError",
     "InvalidModuleError",
     "InvalidSubjectError",
+    "JSONCodec",
     "JetStreamAPIError",
     "JetStreamError",
     "JetStreamUnavailableError",
@@ -208,9 +214,12 @@ __all__ = [
     "ServiceProviderModule",
     "StorageError",
     "StoreInUseError",
+    "TextCodec",
+    "TypedBucket",
     "UnsupportedByServerError",
     "UsePluginModule",
     "ValueTooLargeError",
+    "Watcher",
     "connect",
     "retries",
 ]

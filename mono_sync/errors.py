@@ -637,6 +637,8 @@ class LockLostError(LockError):
 
     def __init__(self, bucket: str, key: str) -> None:
         super().__init__(bucket, key, f"lock {key!r} of bucket {bucket!r} is not held any more")
+
+
 class ConflictRetriesExhaustedError(StorageError):
     """A retry gave up: its attempts or its time are used up, and the last attempt failed like those before.
 

@@ -2,6 +2,7 @@
 
 from mono_sync.connection._connection import CoreConnection
 from mono_sync.connection._exactly_once import ExactlyOnce, actual_revision, is_conflict
+from mono_sync.connection._follower import Followed, Follower
 from mono_sync.connection._inbox import Inbox
 from mono_sync.connection._jetstream import JetStream, Json, PubAck, StoredMessage, parse_time, read_direct
 from mono_sync.connection._state import ConnectionState, StateListener
@@ -10,6 +11,8 @@ __all__ = [
     "ConnectionState",
     "CoreConnection",
     "ExactlyOnce",
+    "Followed",
+    "Follower",
     "Inbox",
     "JetStream",
     "Json",

@@ -130,7 +130,7 @@ class JetStream:
                 "JetStream is not enabled on the server, or has no leader",
                 temporary=bool(self._connection.server_info.cluster),
             ) from error
-        return _checked(message.data, context or subject)
+        return read_answer(message.data, context or subject)
 
     @staticmethod
     def read_ack(message: Message, context: str) -> PubAck:
@@ -142,7 +142,7 @@ class JetStream:
         """
         if message.status == 503:
             raise NoRespondersError(context)
-        answer = _checked(message.data, context)
+        answer = read_answer(message.data, context)
         return PubAck(answer["seq"], answer.get("duplicate", False))
 
     # --- streams
@@ -281,16 +281,7 @@ class JetStream:
     def _create_consumer(
         self, stream: str, name: str, subject: str, deadline: Deadline, *, policy: str, headers_only: bool
     ) -> Json:
-        config: Json = {
-            "name": name,
-            "ack_policy": "none",
-            "deliver_policy": policy,
-            "filter_subject": subject,
-            "headers_only": headers_only,
-            "inactive_threshold": _CONSUMER_LIFETIME_NS,
-            "mem_storage": True,
-            "num_replicas": 1,
-        }
+        config = consumer_config(name, subject, policy=policy, headers_only=headers_only)
         return self.api(f"CONSUMER.CREATE.{stream}.{name}", {"stream_name": stream, "config": config}, deadline)
 
     def _forget_consumer(self, stream: str, consumer: str) -> None:
@@ -351,10 +342,37 @@ class JetStream:
         return self.api(f"CONSUMER.INFO.{stream}.{consumer}", None, deadline)
 
 
+def consumer_config(
+    name: str,
+    subject: str,
+    *,
+    policy: str,
+    headers_only: bool = False,
+    lifetime: int = _CONSUMER_LIFETIME_NS,
+) -> Json:
+    """Return the configuration of a consumer that is pulled from by one client, and that nobody will miss."""
+    return {
+        "name": name,
+        "ack_policy": "none",
+        "deliver_policy": policy,
+        "filter_subject": subject,
+        "headers_only": headers_only,
+        "inactive_threshold": lifetime,
+        "mem_storage": True,
+        "num_replicas": 1,
+    }
+
+
 # --- answers
 
 
-def _checked(data: bytes, context: str) -> Json:
+def read_answer(data: bytes, context: str) -> Json:
+    """Read the API's answer.
+
+    Raises:
+        JetStreamUnavailableError: JetStream is not enabled, or has no leader.
+        JetStreamAPIError: any other refusal.
+    """
     answer: Json = json.loads(data)
     error = answer.get("error")
     if error is None:

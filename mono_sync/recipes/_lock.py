@@ -54,8 +54,11 @@ class Changes(Protocol):
     def next(self, *, timeout: Timeout = DEFAULT) -> Change:
         """Return the next change."""
 
-    def stop(self) -> None:
-        """End it."""
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None: ...
 
 
 class LockStore(Protocol):
@@ -99,7 +102,7 @@ class Lock:
         self,
         store: LockStore,
         name: str,
-        watch: Callable[[int], Changes],
+        watch: Callable[[int, Deadline], Changes],
         *,
         ttl: Duration,
         wait: Timeout,
@@ -170,15 +173,13 @@ class Lock:
     def _wait_for_change(self, revision: int, deadline: Deadline) -> None:
         """Wait until the key is removed, or until its holder should have been heard of again."""
         patience = deadline.at_most(self._ttl + 1.0)  # not every bucket tells that a key has expired
-        changes = self._watch(revision)
         try:
-            while not changes.next(timeout=patience).removed:
-                patience = deadline.at_most(self._ttl + 1.0)
+            with self._watch(revision, patience) as changes:
+                while not changes.next(timeout=patience).removed:
+                    patience = deadline.at_most(self._ttl + 1.0)
         except OperationTimeoutError:
             if deadline.expired:
                 raise LockNotAcquiredError(self._store.name, self._name, deadline.timeout) from None
-        finally:
-            changes.stop()
 
     def _begin_to_hold(self, owner: bytes, token: int, begun: float) -> int:
         self.lost.clear()

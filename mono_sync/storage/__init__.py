@@ -1,21 +1,27 @@
 """Buckets: key-value and objects, their configurations, values and ports."""
 
+from mono_sync.storage._codec import Codec, JSONCodec, TextCodec
 from mono_sync.storage._config import BucketConfig, FSBucketConfig, KVBucketConfig
 from mono_sync.storage._objects import ObjectBucket
 from mono_sync.storage._ports import FileStoragePort, KVStoragePort
 from mono_sync.storage._values import BucketStatus, Entry, ObjectInfo, Operation
-from mono_sync.storage.kv import KVBucket
+from mono_sync.storage.kv import KVBucket, TypedBucket, Watcher
 
 __all__ = [
     "BucketConfig",
     "BucketStatus",
+    "Codec",
     "Entry",
     "FSBucketConfig",
     "FileStoragePort",
+    "JSONCodec",
     "KVBucket",
     "KVBucketConfig",
     "KVStoragePort",
     "ObjectBucket",
     "ObjectInfo",
     "Operation",
+    "TextCodec",
+    "TypedBucket",
+    "Watcher",
 ]

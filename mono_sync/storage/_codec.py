@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any, Final, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from mono_sync.errors import CodecError
 
@@ -20,29 +20,30 @@ class Codec(Protocol[T]):
         """Return the value that bytes stand for."""
 
 
-class _Json:
+class JSONCodec:
+    """JSON in UTF-8, without the numbers that JSON has not (NaN and the infinities)."""
+
     def encode(self, value: Any, /) -> bytes:
+        """Return the text that stands for a value."""
         return json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
 
     def decode(self, data: bytes, /) -> Any:
+        """Return the value that a text stands for."""
         return json.loads(data)
 
 
-class _Text:
+class TextCodec:
+    """Text in UTF-8."""
+
     def encode(self, value: str, /) -> bytes:
+        """Return the bytes of a text."""
         if not isinstance(value, str):
             raise TypeError(f"text must be a str, not {type(value).__name__}")
         return value.encode()
 
     def decode(self, data: bytes, /) -> str:
+        """Return the text."""
         return data.decode()
-
-
-JSON: Final[Codec[Any]] = _Json()
-"""JSON in UTF-8, without the numbers that JSON has not (NaN and the infinities)."""
-
-TEXT: Final[Codec[str]] = _Text()
-"""Text in UTF-8."""
 
 
 class BucketCodec(Generic[T]):

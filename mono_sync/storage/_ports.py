@@ -8,6 +8,7 @@ from typing import Protocol, TypeVar, overload, runtime_checkable
 from mono_sync._durations import DEFAULT, Duration, Timeout
 from mono_sync.adapter import Payload
 from mono_sync.storage._values import BucketStatus, Entry, ObjectInfo
+from mono_sync.storage.kv._watcher import Watcher
 
 T = TypeVar("T")
 
@@ -52,6 +53,31 @@ class KVStoragePort(Protocol):
 
     def keys(self, pattern: str = ">", *, timeout: Timeout = DEFAULT) -> list[str]:
         """Return the live keys that match a pattern."""
+
+    def watch(
+        self,
+        pattern: str,
+        *,
+        include_history: bool = False,
+        updates_only: bool = False,
+        ignore_deletes: bool = False,
+        meta_only: bool = False,
+        resume_from: int | None = None,
+        timeout: Timeout = DEFAULT,
+    ) -> Watcher:
+        """Return a watcher of the keys that match a pattern."""
+
+    def watch_all(
+        self,
+        *,
+        include_history: bool = False,
+        updates_only: bool = False,
+        ignore_deletes: bool = False,
+        meta_only: bool = False,
+        resume_from: int | None = None,
+        timeout: Timeout = DEFAULT,
+    ) -> Watcher:
+        """Return a watcher of all keys."""
 
     def status(self, *, timeout: Timeout = DEFAULT) -> BucketStatus:
         """Return size and limits."""

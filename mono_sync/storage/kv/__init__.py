@@ -1,5 +1,7 @@
 """Key-value buckets."""
 
 from mono_sync.storage.kv._bucket import KVBucket
+from mono_sync.storage.kv._typed import TypedBucket
+from mono_sync.storage.kv._watcher import Watcher
 
-__all__ = ["KVBucket"]
+__all__ = ["KVBucket", "TypedBucket", "Watcher"]
