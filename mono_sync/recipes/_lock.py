@@ -183,7 +183,7 @@ class Lock:
 
     def _begin_to_hold(self, owner: bytes, token: int, begun: float) -> int:
         self.lost.clear()
-        holding = _Holding(self._store, self._name, owner, token, self._ttl, begun, self.lost)
+        holding = _Holding(self._store, self._name, owner, token, ttl=self._ttl, begun=begun, lost=self.lost)
         self._holding = holding
         start_thread(threading.Thread(target=holding.renew, name=f"mono_sync-lock-{self._name}", daemon=True))
         return token
@@ -232,7 +232,7 @@ class _Holding:
     """One time of holding the lock. Its thread knows this, and not the `Lock`, so that one can be collected."""
 
     def __init__(
-        self, store: LockStore, name: str, owner: bytes, token: int, ttl: int, begun: float, lost: threading.Event
+        self, store: LockStore, name: str, owner: bytes, token: int, *, ttl: int, begun: float, lost: threading.Event
     ) -> None:
         self.pid = os.getpid()
         self.token = token

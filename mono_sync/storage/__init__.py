@@ -5,7 +5,8 @@ from mono_sync.storage._config import BucketConfig, FSBucketConfig, KVBucketConf
 from mono_sync.storage._objects import ObjectBucket
 from mono_sync.storage._ports import FileStoragePort, KVStoragePort
 from mono_sync.storage._values import BucketStatus, Entry, ObjectInfo, Operation
-from mono_sync.storage.kv import KVBucket, TypedBucket, Watcher
+from mono_sync.storage._watcher import Watcher
+from mono_sync.storage.kv import KVBucket, TypedBucket
 
 __all__ = [
     "BucketConfig",

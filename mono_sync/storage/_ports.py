@@ -8,7 +8,7 @@ from typing import Protocol, TypeVar, overload, runtime_checkable
 from mono_sync._durations import DEFAULT, Duration, Timeout
 from mono_sync.adapter import Payload
 from mono_sync.storage._values import BucketStatus, Entry, ObjectInfo
-from mono_sync.storage.kv._watcher import Watcher
+from mono_sync.storage._watcher import Watcher
 
 T = TypeVar("T")
 

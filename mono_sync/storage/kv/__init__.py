@@ -2,6 +2,5 @@
 
 from mono_sync.storage.kv._bucket import KVBucket
 from mono_sync.storage.kv._typed import TypedBucket
-from mono_sync.storage.kv._watcher import Watcher
 
-__all__ = ["KVBucket", "TypedBucket", "Watcher"]
+__all__ = ["KVBucket", "TypedBucket"]

@@ -9,10 +9,10 @@ from mono_sync.connection import Follower
 from mono_sync.recipes import Lock
 from mono_sync.storage._codec import Codec
 from mono_sync.storage._names import check_key, check_pattern
+from mono_sync.storage._watcher import Watcher
 from mono_sync.storage.kv._many import ManyKeys
 from mono_sync.storage.kv._single import check_revision
 from mono_sync.storage.kv._typed import TypedBucket
-from mono_sync.storage.kv._watcher import Watcher
 
 T = TypeVar("T")
 

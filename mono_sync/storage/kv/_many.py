@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from mono_sync._durations import DEFAULT, Timeout
+from mono_sync.storage._marks import operation_of
 from mono_sync.storage._names import check_pattern
 from mono_sync.storage._values import Operation
-from mono_sync.storage.kv._single import SingleKeys, operation_of
+from mono_sync.storage.kv._single import SingleKeys
 
 
 class ManyKeys(SingleKeys):

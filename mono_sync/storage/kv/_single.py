@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import ClassVar, TypeVar, overload
 
 from mono_sync._durations import DEFAULT, Deadline, Duration, Timeout, to_ttl
@@ -17,14 +17,13 @@ from mono_sync.connection import (
 from mono_sync.errors import JetStreamAPIError, KeyExistsError, KeyNotFoundError, MonoError, RevisionMismatchError
 from mono_sync.storage._bucket import Bucket, check_subject_length
 from mono_sync.storage._config import MAX_SECONDS, BucketConfig, KVBucketConfig
+from mono_sync.storage._marks import is_marked, operation_of
 from mono_sync.storage._names import check_key
 from mono_sync.storage._values import Entry, Operation
 
 T = TypeVar("T")
 
-_OPERATIONS = {operation.value: operation for operation in Operation}
 _LARGEST_REVISION = 2**63 - 1
-_MARKED = {"MaxAge": Operation.PURGE, "Purge": Operation.PURGE, "Remove": Operation.DELETE}
 
 
 class SingleKeys(Bucket[KVBucketConfig]):
@@ -265,18 +264,6 @@ class SingleKeys(Bucket[KVBucketConfig]):
             operation=operation_of(message.headers),
             expired=message.headers.get("Nats-Marker-Reason") == "MaxAge",
         )
-
-
-def is_marked(message: Message) -> bool:
-    """Return whether a message marks a removal, or may do so."""
-    return message.has_header(b"KV-Operation") or message.has_header(b"Nats-Marker-Reason")
-
-
-def operation_of(headers: Mapping[str, str]) -> Operation:
-    """Tell what a message did: a client's mark of a deletion, or one that the server left (NATS ADR-8, ADR-48)."""
-    if "Nats-Marker-Reason" in headers:
-        return _MARKED.get(headers["Nats-Marker-Reason"], Operation.PURGE)
-    return _OPERATIONS.get(headers.get("KV-Operation", ""), Operation.PUT)
 
 
 def check_revision(revision: int) -> int:

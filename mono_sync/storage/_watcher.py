@@ -12,8 +12,8 @@ from typing import Any, Final, NoReturn, Self, TypeAlias
 from mono_sync._durations import DEFAULT, Deadline, Timeout
 from mono_sync.connection import Followed, Follower
 from mono_sync.errors import ClosedError, MonoError
+from mono_sync.storage._marks import is_marked, operation_of
 from mono_sync.storage._values import Entry, Operation
-from mono_sync.storage.kv._single import is_marked, operation_of
 
 Explain: TypeAlias = Callable[[MonoError, Deadline, str, str], NoReturn]
 

@@ -1,0 +1,23 @@
+"""What a message of a key-value bucket did to its key."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from mono_sync.adapter import Message
+from mono_sync.storage._values import Operation
+
+_OPERATIONS = {operation.value: operation for operation in Operation}
+_MARKED = {"MaxAge": Operation.PURGE, "Purge": Operation.PURGE, "Remove": Operation.DELETE}
+
+
+def is_marked(message: Message) -> bool:
+    """Return whether a message marks a removal, or may do so."""
+    return message.has_header(b"KV-Operation") or message.has_header(b"Nats-Marker-Reason")
+
+
+def operation_of(headers: Mapping[str, str]) -> Operation:
+    """Tell what a message did: a client's mark of a deletion, or one that the server left (NATS ADR-8, ADR-48)."""
+    if "Nats-Marker-Reason" in headers:
+        return _MARKED.get(headers["Nats-Marker-Reason"], Operation.PURGE)
+    return _OPERATIONS.get(headers.get("KV-Operation", ""), Operation.PUT)
