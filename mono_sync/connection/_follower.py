@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 from time import monotonic
-from typing import Final, Literal, TypeAlias
+from typing import Final, Literal, TypeAlias, TypeVar
 
 from mono_sync._durations import Deadline
 from mono_sync.adapter import Message
@@ -23,6 +24,8 @@ from mono_sync.errors import (
     OperationTimeoutError,
 )
 
+T = TypeVar("T")
+
 Start: TypeAlias = Literal["last_per_subject", "all", "new"]
 """Where to begin: with the newest message of each subject, with every message, or with those still to come."""
 
@@ -34,6 +37,8 @@ Mark: TypeAlias = tuple[int, bool, bool]
 
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.02, 0.5
 _LONGEST_SLEEP: Final = 0.5
+_FEW: Final = 1024
+_NOW: Final = Deadline(0)
 
 
 class Follower:
@@ -135,8 +140,7 @@ class Follower:
                 raise ConnectionClosedError("the connection is closed")
             remaining = deadline.remaining
             if remaining == 0:
-                hint = "is there a thread that reads?"
-                raise OperationTimeoutError(f"following stream {self._stream}", deadline.timeout, hint, sent=False)
+                raise OperationTimeoutError(f"following stream {self._stream}", deadline.timeout, sent=False)
             sleep = _LONGEST_SLEEP if remaining is None else min(remaining, _LONGEST_SLEEP)
             if self._not_caught_up.acquire(timeout=sleep):
                 self._wake_waiting()
@@ -178,6 +182,16 @@ class Follower:
             JetStreamUnavailableError: JetStream is not enabled.
             ForkedError: it belongs to the parent process.
         """
+        return self._read(self._take, deadline)
+
+    def next_few(self, deadline: Deadline) -> list[Followed]:
+        """Return the next message and those that have arrived behind it; none where `next` returns None.
+
+        Raises what `next` raises.
+        """
+        return self._read(self._take_few, deadline)
+
+    def _read(self, take: Callable[[Deadline], T], deadline: Deadline) -> T:
         self._check_process()
         mark, lock = self.mark(), self._reading
         try:
@@ -185,7 +199,7 @@ class Follower:
             if not lock.acquire(timeout=-1 if remaining is None else remaining):
                 raise OperationTimeoutError(f"following stream {self._stream}", deadline.timeout, sent=False)
             mark = self.mark()
-            found = self._take(deadline)
+            found = take(deadline)
             lock.release()
         except BaseException as error:
             with suppress(RuntimeError):  # not held: the wait for it was in vain, or it has just been released
@@ -203,6 +217,18 @@ class Follower:
                 return found
             if self._caught_up and not had_caught_up:
                 return None
+
+    def _take_few(self, deadline: Deadline) -> list[Followed]:
+        found = self._take(deadline)
+        if found is None:
+            return []
+        few, had_caught_up = [found], self._caught_up
+        with suppress(MonoError):  # no more have arrived, though they have been asked for; all else the next call meets
+            while len(few) < _FEW and self._caught_up is had_caught_up:
+                found = self._advance(_NOW)
+                if found is not None:
+                    few.append(found)
+        return few
 
     def _advance(self, deadline: Deadline) -> Followed | None:
         """Take one step; return the message if it led to one."""

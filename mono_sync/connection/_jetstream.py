@@ -401,7 +401,7 @@ def _read_delivered(message: Message) -> StoredMessage:
     if len(tokens) > 9:  # with domain and account in front
         del tokens[2:4]
     sequence, nanoseconds, pending = int(tokens[5]), int(tokens[7]), int(tokens[8])
-    time = datetime.fromtimestamp(nanoseconds / 1e9, UTC)
+    time = datetime.fromtimestamp(nanoseconds // 1000 / 1e6, UTC)  # not rounded, as by `parse_time`
     return StoredMessage(message.subject, message.data, message.headers, sequence, time, pending)
 
 

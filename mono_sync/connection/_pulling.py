@@ -16,7 +16,7 @@ from mono_sync.connection._inbox import Inbox, Question
 from mono_sync.connection._jetstream import Json, consumer_config, read_answer
 from mono_sync.errors import ConnectionClosedError, JetStreamUnavailableError, MonoError, OperationTimeoutError
 
-_BATCH: Final = 512
+_BATCH: Final = 1024
 _MOST_BYTES: Final = 4 << 20
 _ROOM: Final = 1 << 16  # what a message counts for beside its payload and headers
 _LIFETIME: Final = 30_000_000_000  # without a pull
@@ -27,7 +27,7 @@ _LOOK_TIME: Final = 1.0
 _LOOK_HEARTBEAT: Final = 0.02
 _SEND_TIME: Final = 0.05
 _FORGET_TIME: Final = 0.5
-_ENDS_AT_ONCE: Final = "2.11.0"  # a pull that waits for nothing; older servers let it wait if they have miscounted
+_ENDS_AT_ONCE: Final = "2.12.2"  # a pull that waits for nothing; older servers let it wait if they have miscounted
 _FOR_EVER: Final = Deadline(None)
 
 
@@ -224,7 +224,7 @@ class PullConsumer:
         """Return what to ask for: the next messages, now or, where all has been delivered, as they come.
 
         A server that has miscounted what is pending, as concurrent writes make it do, answers a pull that waits for
-        nothing without a look, or, before 2.11, not at all. So one may wait for a moment, with heartbeats, which tell
+        nothing without a look, or, before 2.12.2, not at all. So one may wait for a moment, with heartbeats, which tell
         how far the server has looked.
         """
         info = self._connection.server_info
@@ -295,7 +295,7 @@ class PullConsumer:
     def _end_pull(self, end: Message) -> None:
         """Learn why a pull has ended.
 
-        With 404 the server says that there is nothing more; before 2.11 with 408, which may also mean that the pull's
+        With 404 the server says that there is nothing more; before 2.12.2 with 408, which may also mean that the pull's
         time is over. It does so as well when it meets a message that has vanished since it made its list of the newest
         of each subject. Its count of what is pending tells neither: under concurrent writes it may be wrong.
         """

@@ -11,7 +11,7 @@ from typing import Any, Final, NoReturn, Self, TypeAlias
 
 from mono_sync._durations import DEFAULT, Deadline, Timeout
 from mono_sync.connection import Followed, Follower
-from mono_sync.errors import ClosedError, MonoError
+from mono_sync.errors import ClosedError, MonoError, OperationTimeoutError
 from mono_sync.storage._marks import is_marked, operation_of
 from mono_sync.storage._values import Entry, Operation
 
@@ -113,9 +113,8 @@ class Watcher:
         mark = follower.mark()
         try:
             while not follower.synced:
-                found = follower.next(deadline)
-                if found is not None and (entry := self._entry(found)) is not None:
-                    entries.append(entry)
+                few = map(self._entry, follower.next_few(deadline))
+                entries += [entry for entry in few if entry is not None]
         except BaseException as error:
             follower.rewind(mark)
             if isinstance(error, MonoError):
@@ -150,8 +149,9 @@ class Watcher:
         deadline = Deadline.of(timeout, self._default_timeout)
         try:
             self._follower.wait_synced(deadline)
-        except MonoError as error:
-            self._explain(error, deadline, "watching", self._pattern)
+        except OperationTimeoutError as error:
+            what, hint = f"waiting for a reader of {self!r}", "it takes a thread that reads; or use snapshot()"
+            raise OperationTimeoutError(what, deadline.timeout, hint, sent=False) from error
 
     @property
     def position(self) -> int:
@@ -202,7 +202,7 @@ class Watcher:
         key = message.subject[self._prefix :]
         if not _LEGAL(key):
             return None
-        created = datetime.fromtimestamp(nanoseconds / 1e9, UTC)
+        created = datetime.fromtimestamp(nanoseconds // 1000 / 1e6, UTC)
         if not is_marked(message):
             return Entry(self._bucket, key, message.data, sequence, created)
         headers = message.headers
