@@ -55,15 +55,17 @@ class Request:
         subject: where it goes.
         reply: where its answer is to come.
         data: the command.
+        server: identity of the only server that it may be sent to; empty: any.
         sent: whether anything of it may have left the process.
     """
 
-    __slots__ = ("data", "reply", "sent", "subject", "waiter")
+    __slots__ = ("data", "reply", "sent", "server", "subject", "waiter")
 
-    def __init__(self, subject: str, reply: str, data: bytes) -> None:
+    def __init__(self, subject: str, reply: str, data: bytes, server: str = "") -> None:
         self.subject: str = subject
         self.reply: str = reply
         self.data: bytes = data
+        self.server: str = server
         self.sent = False
         self.waiter: Waiter | None = None
 
@@ -96,6 +98,8 @@ class _Publication:
     """A message whose sender waits for nothing but its turn."""
 
     __slots__ = ("_waiter", "data")
+
+    server = ""
 
     def __init__(self, waiter: Waiter, data: bytes) -> None:
         self._waiter = waiter
@@ -206,8 +210,9 @@ class Link:
         self._send(_Publication(waiter, command))
 
     def _send(self, command: Request | _Publication) -> None:
-        wire = self._client.wire if self._ready and self._client is not None else None
-        if wire is None:
+        client = self._client
+        wire = None if client is None else client.wire  # first: if it is not the one of what follows, it is closed
+        if client is None or wire is None or not self._ready or command.server not in ("", client.info.id):
             command.refuse()
         else:
             wire.put(command)
@@ -275,10 +280,12 @@ class Link:
         """Send a request, as soon as there is a socket that takes it, and wait for the message on its reply subject.
 
         Raises:
-            ConnectionLostError: the connection broke after the command was sent.
+            ConnectionLostError: the connection broke after the command was sent, or leads to another server.
             PermissionDeniedError: the server refused it.
         """
         client = await self._writable()
+        if request.server not in ("", client.info.id):
+            raise ConnectionLostError("we have connected to another server meanwhile")
         request.waiter = waiter = _LoopWaiter()
         self._requests[request.reply] = request
         request.sent = True
