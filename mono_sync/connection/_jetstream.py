@@ -233,10 +233,8 @@ class JetStream:
         subjects = self._subjects(stream, subject, deadline)
         if not subjects:
             return []
-        newest = {
-            message.subject: message
-            for message in self.pull(stream, subject, deadline, policy="last_per_subject", headers_only=headers_only)
-        }
+        messages = self.pull_all(stream, subject, deadline, policy="last_per_subject", headers_only=headers_only)
+        newest = {message.subject: message for message in messages}
         for left_out in subjects - newest.keys():
             message = self.last(stream, left_out, direct=direct, deadline=deadline)
             if message is not None:
@@ -252,6 +250,16 @@ class JetStream:
             subjects.update(page)
             if not page or len(subjects) >= answer.get("total", 0):
                 return subjects
+
+    def pull_all(
+        self, stream: str, subject: str, deadline: Deadline, *, policy: str, headers_only: bool = False
+    ) -> list[StoredMessage]:
+        """Return all that `pull` yields; when the connection breaks, begin anew."""
+        while True:
+            try:
+                return list(self.pull(stream, subject, deadline, policy=policy, headers_only=headers_only))
+            except ConnectionLostError:
+                continue
 
     def pull(
         self,
