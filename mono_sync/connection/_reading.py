@@ -6,6 +6,7 @@ import json
 from base64 import b64decode
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Final, NamedTuple
 
@@ -14,6 +15,7 @@ from mono_sync.adapter import Message
 from mono_sync.connection._connection import CoreConnection
 from mono_sync.connection._jetstream import NO_MESSAGE, JetStream, direct_question, parse_time, place_of
 from mono_sync.connection._pipeline import ask_each
+from mono_sync.errors import ConnectionLostError
 
 _MULTI: Final = "2.11.0"  # servers from here on answer for many subjects at a time
 _MULTI_IN_ONE_MOMENT: Final = "2.15.0"  # older ones may overlook a subject that is written at this moment
@@ -166,18 +168,25 @@ class StreamReader:
         """
         subjects = self._jetstream.subjects(self._stream, pattern, deadline)
         newest: dict[str, Listed] = {}
-        if subjects and not from_leader:
-            delivered = self._jetstream.pull_raw(
-                self._stream, pattern, deadline, policy="last_per_subject", headers_only=True, batch=_PULL
-            )
-            for message in delivered:
-                sequence, nanoseconds, _ = place_of(message)
-                newest[message.subject] = Listed(sequence, message.subject, message.header_block, nanoseconds)
+        asking = bool(subjects) and not from_leader
+        while asking:
+            with suppress(ConnectionLostError):  # it takes the consumer along: another one begins anew
+                newest.update(self._deliver(pattern, deadline))
+                asking = False
         # Under concurrent writes servers miscount what is pending, and so a consumer ends too early.
         for subject, answer in self._ask_leader(subjects - newest.keys(), deadline):
             nanoseconds = (parse_time(answer["time"]) - _EPOCH) // timedelta(microseconds=1) * 1000
             newest[subject] = Listed(int(answer["seq"]), subject, b64decode(answer.get("hdrs", "")), nanoseconds)
         return sorted(newest.values())
+
+    def _deliver(self, pattern: str, deadline: Deadline) -> Iterator[tuple[str, Listed]]:
+        """Yield what a consumer delivers, by subject; the last of each subject is the newest."""
+        pulled = self._jetstream.pull_raw(
+            self._stream, pattern, deadline, policy="last_per_subject", headers_only=True, batch=_PULL
+        )
+        for message in pulled:
+            sequence, nanoseconds, _ = place_of(message)
+            yield message.subject, Listed(sequence, message.subject, message.header_block, nanoseconds)
 
     def purge_up_to(self, places: Iterable[tuple[str, int]], deadline: Deadline) -> int:
         """Remove the messages of each subject up to a sequence; return of how many subjects any were removed.

@@ -9,9 +9,8 @@ from dataclasses import replace
 from typing import Final, NoReturn
 
 from mono_sync._durations import DEFAULT, Deadline, Duration, Timeout, to_seconds
-from mono_sync.adapter import Payload, check_payload, encode_known_headers
+from mono_sync.adapter import Payload, check_payload
 from mono_sync.connection import (
-    MESSAGE_ID,
     Batch,
     CoreConnection,
     Json,
@@ -135,7 +134,7 @@ class ManyKeys(SingleKeys):
         messages = [(subjects[key], data, self._describe(doing, key)) for key, data in values.items()]
         with self._errors(deadline, f"{doing}s"):
             limit = self._connection.server_info.max_payload
-            overhead = len(encode_known_headers({MESSAGE_ID: self._connection.new_id(deadline), **headers}))
+            overhead = len(self._writer.prepare("", b"", headers, deadline, "").block)
         for key, data in values.items():
             if overhead + len(data) > limit:
                 self._explain(MessageTooLargeError(overhead + len(data), limit), deadline, doing, key, len(data))
