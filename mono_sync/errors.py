@@ -40,6 +40,7 @@ The tree; behind each name the builtin that it also is, so that ``except Timeout
     │   ├── BucketFullError                 OSError             a limit of the bucket is reached
     │   ├── InvalidKeyError                 ValueError          not a legal key or object name
     │   ├── ValueTooLargeError              ValueError          larger than bucket or server allow
+    │   ├── PartialWriteError                                   of several keys some were written, others not
     │   ├── KeyNotFoundError                KeyError
     │   │   └── ObjectNotFoundError         FileNotFoundError
     │   ├── ConflictError                                       somebody else changed the key first
@@ -115,6 +116,7 @@ __all__ = [
     "ObjectNotFoundError",
     "OperationTimeoutError",
     "OutcomeUnknownError",
+    "PartialWriteError",
     "PermissionDeniedError",
     "PluginNotFoundError",
     "RegistrationError",
@@ -520,6 +522,27 @@ class ValueTooLargeError(StorageError, ValueError):
         self.key = key
         self.size = size
         super().__init__(f"value of {size} bytes for key {key!r} of bucket {bucket!r} is too large: {reason}")
+
+
+class PartialWriteError(StorageError):
+    """Of the keys of one call some were written, or may have been, and others were not.
+
+    ``__cause__`` is the first of ``errors``.
+
+    Attributes:
+        bucket: the bucket.
+        written: the keys that were written, with their revisions; for `delete_many` those that were deleted.
+        errors: what went wrong with each of the others. The key of an `OutcomeUnknownError` may have been written, all
+            others have not been, nor will they be.
+    """
+
+    def __init__(self, bucket: str, written: Mapping[str, int], errors: Mapping[str, MonoError]) -> None:
+        self.bucket = bucket
+        self.written: dict[str, int] = dict(written)
+        self.errors: dict[str, MonoError] = dict(errors)
+        first = next(iter(self.errors.values()), "no reason given")
+        counts = f"{len(self.written)} keys were written, {len(self.errors)} were not or may not have been"
+        super().__init__(f"bucket {bucket!r}: {counts}: {first}")
 
 
 class KeyNotFoundError(StorageError, KeyError):

@@ -4,18 +4,23 @@ from mono_sync.connection._connection import CoreConnection
 from mono_sync.connection._exactly_once import ExactlyOnce, actual_revision, is_conflict
 from mono_sync.connection._inbox import Inbox
 from mono_sync.connection._jetstream import JetStream, Json, PubAck, StoredMessage, parse_time, read_direct
+from mono_sync.connection._pipeline import Batch
+from mono_sync.connection._reading import Listed, StreamReader
 from mono_sync.connection._state import ConnectionState, StateListener
 
 __all__ = [
+    "Batch",
     "ConnectionState",
     "CoreConnection",
     "ExactlyOnce",
     "Inbox",
     "JetStream",
     "Json",
+    "Listed",
     "PubAck",
     "StateListener",
     "StoredMessage",
+    "StreamReader",
     "actual_revision",
     "is_conflict",
     "parse_time",

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import ClassVar, TypeVar, overload
 
 from mono_sync._durations import DEFAULT, Deadline, Duration, Timeout, to_ttl
-from mono_sync.adapter import Message, Payload, check_payload
+from mono_sync.adapter import Message, Payload, check_payload, parse_header_block
 from mono_sync.connection import (
     CoreConnection,
     Json,
@@ -277,6 +277,13 @@ class SingleKeys(Bucket[KVBucketConfig]):
 def is_marked(message: Message) -> bool:
     """Return whether a message marks a removal, or may do so."""
     return message.has_header(b"KV-Operation") or message.has_header(b"Nats-Marker-Reason")
+
+
+def operation_in(header_block: bytes) -> Operation:
+    """Tell what a message did from its headers as they came; quick for values."""
+    if b"\nKV-Operation:" in header_block or b"\nNats-Marker-Reason:" in header_block:
+        return operation_of(parse_header_block(header_block)[0])
+    return Operation.PUT
 
 
 def operation_of(headers: Mapping[str, str]) -> Operation:
