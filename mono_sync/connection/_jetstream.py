@@ -31,7 +31,7 @@ from mono_sync.errors import (
 Json: TypeAlias = dict[str, Any]
 
 _NOT_ENABLED = frozenset({10035, 10039, 10076})
-_NO_LEADER = frozenset({10008, 10009, 10163})
+_NOT_NOW = frozenset({10008, 10009, 10163, 10167})  # no leader; more writes than the stream can queue
 _PATIENCE = 1.5
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.02, 0.5
 NO_MESSAGE = 10037
@@ -403,8 +403,8 @@ def _checked(data: bytes, context: str) -> Json:
         return answer
     code, err_code = int(error.get("code", 0)), int(error.get("err_code", 0))
     description = str(error.get("description", "no reason given"))
-    if err_code in _NOT_ENABLED or err_code in _NO_LEADER:
-        raise JetStreamUnavailableError(f"{context}: {description}", temporary=err_code in _NO_LEADER)
+    if err_code in _NOT_ENABLED or err_code in _NOT_NOW:
+        raise JetStreamUnavailableError(f"{context}: {description}", temporary=err_code in _NOT_NOW)
     raise JetStreamAPIError(code, err_code, description, context=context)
 
 

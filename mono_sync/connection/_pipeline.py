@@ -35,7 +35,6 @@ _MOST_UNDER_WAY: Final = 500  # the server queues 10,000 for a stream, whoever t
 _MOST_BYTES_UNDER_WAY: Final = 4 << 20
 _MOST_AT_ONCE: Final = 128  # the server works on the first ones while the next are prepared
 _PATIENCE: Final = 1.5  # a server that dies in a cluster takes its answers along, and no connection breaks
-_TOO_MANY_REQUESTS: Final = 10167
 
 
 def ask_each(
@@ -158,30 +157,32 @@ class Batch:
     def _send(self, inbox: Inbox) -> None:
         if 2 * len(self._under_way) > _MOST_UNDER_WAY or 2 * self._bytes_under_way > _MOST_BYTES_UNDER_WAY:
             return  # what is left of the window is not worth a system call
-        while self._waiting and len(self._under_way) < _MOST_UNDER_WAY:
-            questions: list[Question] = []
-            while self._waiting and len(questions) < _MOST_AT_ONCE and self._bytes_under_way < _MOST_BYTES_UNDER_WAY:
-                subject, data, operation = self._waiting.popleft()
-                write = self._writer.prepare(subject, data, self._headers, self._deadline, operation)
-                tag = str(next(self._numbers))
-                self._under_way[tag] = write
-                self._bytes_under_way += len(data)
-                questions.append((subject, data, write.block, tag))
-            if not questions:
-                return
-            tags = [question[3] for question in questions]
+        while (
+            self._waiting and len(self._under_way) < _MOST_UNDER_WAY and self._bytes_under_way < _MOST_BYTES_UNDER_WAY
+        ):
+            group = list(self._next_group())
             try:
-                inbox.ask_all(questions)
+                inbox.ask_all([(write.subject, write.data, write.block, tag) for tag, write in group])
             except MessageError:  # one of them is too large for the server that we have come to meanwhile
-                for tag in tags:
-                    self._carry_out(self._taken(tag), in_doubt=False)
-            except MonoError:  # nothing of them was sent
-                self._take_back(tags)
-                raise
+                for _, write in group:
+                    self._waiting.popleft()
+                    self._carry_out(write, in_doubt=False)
+            else:
+                for tag, write in group:
+                    self._waiting.popleft()
+                    self._under_way[tag] = write
+                    self._bytes_under_way += len(write.data)
 
-    def _take_back(self, tags: list[str]) -> None:
-        writes = [self._taken(tag) for tag in tags]
-        self._waiting.extendleft((write.subject, write.data, write.operation) for write in reversed(writes))
+    def _next_group(self) -> Iterator[tuple[str, Write]]:
+        size = self._bytes_under_way
+        for subject, data, operation in itertools.islice(self._waiting, _MOST_AT_ONCE):
+            yield (
+                str(next(self._numbers)),
+                self._writer.prepare(subject, data, self._headers, self._deadline, operation),
+            )
+            size += len(data)
+            if size >= _MOST_BYTES_UNDER_WAY:
+                return
 
     def _taken(self, tag: str) -> Write:
         write = self._under_way.pop(tag)
@@ -195,13 +196,10 @@ class Batch:
         write = self._taken(tag)
         try:
             self._succeed(write, JetStream.read_ack(message, write.operation).sequence)
-        except (NoRespondersError, JetStreamUnavailableError):  # no leader at the moment
+        except (NoRespondersError, JetStreamUnavailableError):  # refused unseen, for the moment
             self._carry_out(write, in_doubt=False)
         except JetStreamAPIError as error:
-            if error.err_code == _TOO_MANY_REQUESTS:  # refused unseen
-                self._carry_out(write, in_doubt=False)
-            else:
-                self.failed[write.subject] = error
+            self.failed[write.subject] = error
 
     def _sent_to(self, subject: str) -> list[str]:
         """Return what a refusal may be about; the server tells the subject in lower case."""
@@ -223,12 +221,12 @@ class Batch:
 
     def _give_up(self, error: OperationTimeoutError | ConnectionClosedError) -> None:
         """Say of all that is left what may have become of it."""
-        timeout = self._deadline.timeout
-        closed = isinstance(error, ConnectionClosedError)
-        reason = "the connection was closed" if closed else ""
+        closed, timeout = isinstance(error, ConnectionClosedError), self._deadline.timeout
         for write in self._under_way.values():
-            unknown = OutcomeUnknownError(write.operation, None if closed else timeout, reason)
+            unknown = OutcomeUnknownError(write.operation, None if closed else timeout, str(error) if closed else "")
             unknown.__cause__ = error
             self.failed[write.subject] = unknown
         for subject, _, operation in self._waiting:
-            self.failed[subject] = error if closed else OperationTimeoutError(operation, timeout, sent=False)
+            self.failed[subject] = (
+                ConnectionClosedError(str(error)) if closed else OperationTimeoutError(operation, timeout, sent=False)
+            )

@@ -163,16 +163,20 @@ class StreamReader:
         Args:
             pattern: subject, perhaps with wildcards.
             deadline: total.
-            from_leader: ask the leader alone; a consumer, which is quicker, may live on another replica, which may lag
-                behind.
+            from_leader: let nothing be missing that the leader knows when the call begins.
         """
         subjects = self._jetstream.subjects(self._stream, pattern, deadline)
+        if not subjects:
+            return []
+        last = self._jetstream.get_raw(self._stream, {"last_by_subj": pattern}, deadline) if from_leader else None
         newest: dict[str, Listed] = {}
-        asking = bool(subjects) and not from_leader
-        while asking:
+        delivered = False
+        while not delivered:
             with suppress(ConnectionLostError):  # it takes the consumer along: another one begins anew
                 newest.update(self._deliver(pattern, deadline))
-                asking = False
+                delivered = True
+        if last is not None and last["seq"] > max((listed.sequence for listed in newest.values()), default=0):
+            newest.clear()  # the consumer lives on a replica that lags behind
         # Under concurrent writes servers miscount what is pending, and so a consumer ends too early.
         for subject, answer in self._ask_leader(subjects - newest.keys(), deadline):
             nanoseconds = (parse_time(answer["time"]) - _EPOCH) // timedelta(microseconds=1) * 1000
@@ -191,7 +195,8 @@ class StreamReader:
     def purge_up_to(self, places: Iterable[tuple[str, int]], deadline: Deadline) -> int:
         """Remove the messages of each subject up to a sequence; return of how many subjects any were removed.
 
-        It does no harm to do it again, nor to what is written meanwhile.
+        It does no harm to do it again, nor to what is written meanwhile. What is asked again after the connection broke
+        may have been removed by then, and is not counted.
         """
         target, removed = f"$JS.API.STREAM.PURGE.{self._stream}", 0
         answers = ask_each(

@@ -24,6 +24,8 @@ from mono_sync import (
     PermissionDeniedError,
 )
 from mono_sync._durations import Deadline
+from mono_sync.adapter import Message
+from mono_sync.connection import ExactlyOnce, JetStream, _pipeline
 from tests.fixtures.servers import RunNatsServer
 from tests.fixtures.waiting import wait_until
 from tests.storage.conftest import NewKV
@@ -125,6 +127,64 @@ def test_a_reset_is_repeated_when_the_connection_breaks(scene: Scene, after: boo
     assert raw_kv(scene.other).state["messages"] == 0
 
 
+# --- answers that stay away, as in a cluster whose leader has died
+
+
+def test_writes_whose_answers_stay_away_are_settled_one_by_one(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_pipeline, "_PATIENCE", 0.2)
+    scene.proxy.mute_at(b".k1000 ", occurrence=1)
+    carry_out, settled = ExactlyOnce.carry_out, list[str]()
+
+    def hear_again(self: ExactlyOnce, write: Any, *arguments: Any, **options: Any) -> int:
+        scene.proxy._answering.set()
+        settled.append(write.subject.rpartition(".")[2])
+        return carry_out(self, write, *arguments, **options)
+
+    monkeypatch.setattr(ExactlyOnce, "carry_out", hear_again)
+    revisions = scene.mine.set_many(VALUES)
+    assert "k1000" in settled
+    assert revisions == scene.stored()
+    assert scene.messages_of_each() == {1}
+
+
+NO_RESPONDERS = Message("", b"", "", b"NATS/1.0 503\r\n\r\n")
+TOO_MANY = Message("", b'{"error": {"code": 429, "err_code": 10167, "description": "too many requests"}}')
+
+
+@pytest.mark.parametrize("refusal", [NO_RESPONDERS, TOO_MANY], ids=["nobody", "busy"])
+def test_writes_that_nobody_takes_at_the_moment_are_sent_again(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, refusal: Message
+) -> None:
+    read_ack, refused = JetStream.read_ack, list[str]()
+
+    def refuse_some(message: Message, context: str) -> Any:
+        if len(refused) < 3:
+            refused.append(context)
+            return read_ack(refusal, context)
+        return read_ack(message, context)
+
+    monkeypatch.setattr(JetStream, "read_ack", staticmethod(refuse_some))
+    revisions = scene.mine.set_many(VALUES)
+    assert len(refused) == 3
+    assert revisions == scene.stored()
+    assert scene.messages_of_each() == {1}
+
+
+@pytest.mark.parametrize("lags", [False, True])
+def test_a_listing_is_as_the_leader_has_it(any_new_kv: NewKV, monkeypatch: pytest.MonkeyPatch, lags: bool) -> None:
+    """A consumer may live on a replica that does not have the newest writes yet: here it delivers what was before."""
+    kv = any_new_kv()
+    kv.set_many({"a": b"1", "b": b"2", "b.c": b"3"})
+    pull_raw = JetStream.pull_raw
+    before = list(pull_raw(kv._jetstream, kv._stream, ">", Deadline(5), policy="all", headers_only=True, batch=9))
+    kv.delete("a")
+    if lags:
+        monkeypatch.setattr(JetStream, "pull_raw", lambda *arguments, **options: iter(before))
+    monkeypatch.setattr(kv, "_replicated", True)
+    assert kv.keys() == ["b", "b.c"]
+    assert (kv.status().keys, kv.status().tombstones) == (2, 1)
+
+
 # --- the deadline, and who gives up
 
 
@@ -171,7 +231,7 @@ def test_closing_the_connection_tells_what_is_known_of_every_key(scene: Scene) -
     scene.proxy.mute_at(b".k1000 ", occurrence=1)
     call = Background(scene.mine.set_many, VALUES)
     wait_until(lambda: scene.proxy.cuts, "it waits for answers")
-    scene.mine._connection.close()  # type: ignore[attr-defined]
+    scene.mine._connection.close()
     error = call.error()
     assert isinstance(error, PartialWriteError)
     assert {type(why) for why in error.errors.values()} == {OutcomeUnknownError, ConnectionClosedError}

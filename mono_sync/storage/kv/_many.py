@@ -156,16 +156,17 @@ class ManyKeys(SingleKeys):
         doing: str,
     ) -> NoReturn:
         errors: dict[str, MonoError] = {}
-        nobody: MonoError | None = None  # to ask the server once why there is no answer is enough
+        unanswered: MonoError | None = None  # to ask the server once why nobody took it is enough
         for key, error in failed.items():
-            unanswered = isinstance(error, NoRespondersError)
+            if isinstance(error, NoRespondersError) and unanswered is not None:
+                errors[key] = unanswered
+                continue
             try:
-                if unanswered and nobody is not None:
-                    raise nobody
                 self._explain(error, deadline, doing, key, len(values[key]))
             except MonoError as explained:
                 errors[key] = explained
-                nobody = explained if unanswered else nobody
+                if isinstance(error, NoRespondersError):
+                    unanswered = explained
         first = next(iter(errors.values()))
         if not written and not any(isinstance(error, OutcomeUnknownError) for error in errors.values()):
             raise first
@@ -177,7 +178,7 @@ class ManyKeys(SingleKeys):
         """Remove the marks that deleted, purged and expired keys have left, and return how many.
 
         What is written to such a key at the same time stays. A watcher that was away for longer than ``older_than`` is
-        not told of these deletions any more.
+        not told of these deletions any more. Where the connection breaks meanwhile, the number may be too small.
 
         Args:
             older_than: leave the marks of this last time alone, in seconds or as ``timedelta``.
