@@ -44,11 +44,11 @@ def ask_each(
     deadline: Deadline,
     operation: str,
     *,
-    window: int,
+    window: Callable[[int], int],
     patience: float = _PATIENCE,
     is_last: Callable[[Message], bool] | None = None,
 ) -> Iterator[tuple[T, Message | None]]:
-    """Ask about each of many items, with no more than ``window`` questions under way, and yield what is answered.
+    """Ask about each of many items, many questions being under way at a time, and yield what is answered.
 
     What is unanswered when the connection breaks is asked again, so answers may come twice.
 
@@ -58,17 +58,19 @@ def ask_each(
         question: returns subject and payload of the question about an item.
         deadline: total.
         operation: what to call it in errors.
-        window: how many questions may be under way.
+        window: returns how many questions may be under way, given the size of the largest answer yet.
         patience: seconds without any answer after which the questions under way are given up: each yields None.
         is_last: whether an answer is the last one to its question; None: every question has one.
     """
     numbers = itertools.count()
     under_way: dict[str, T] = {}
+    largest = 0
     with connection.inbox(deadline) as inbox:
         while waiting or under_way:
-            if waiting and 2 * len(under_way) <= window:
+            most = window(largest)
+            if waiting and 2 * len(under_way) <= most:
                 asked: list[Question] = []
-                while waiting and len(under_way) < window:
+                while waiting and len(under_way) < most:
                     item, tag = waiting.popleft(), str(next(numbers))
                     under_way[tag] = item
                     asked.append((*question(item), b"", tag))
@@ -84,6 +86,7 @@ def ask_each(
                 under_way.clear()
                 yield from ((item, None) for item in silent)
                 continue
+            largest = max(largest, len(message.data))
             tag = message.subject.rpartition(".")[2]
             if tag in under_way:
                 ended = is_last is None or is_last(message)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from base64 import b64decode
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Final, NamedTuple
@@ -21,7 +21,8 @@ _MULTI: Final = "2.11.0"  # servers from here on answer for many subjects at a t
 _MULTI_IN_ONE_MOMENT: Final = "2.15.0"  # older ones may overlook a subject that is written at this moment
 _MOST_SUBJECTS: Final = 250  # of one request; the server takes up to 1,024
 _MOST_BYTES: Final = 512 << 10  # after which the server ends an answer; one message more may be under way
-_BYTES_UNDER_WAY: Final = 8 << 20  # the server cuts off who leaves 64 MiB unread; threads share a connection
+_CUT_OFF: Final = 64 << 20  # the server ends a connection that has left so much unread
+_BYTES_UNDER_WAY: Final = 8 << 20  # threads share a connection
 _LARGEST_WINDOW: Final = 128
 _PATIENCE: Final = 1.0
 _PULL: Final = 4096
@@ -92,7 +93,7 @@ class StreamReader:
             question,
             deadline,
             self._operation,
-            window=self._window(_MOST_BYTES + info.max_payload),
+            window=lambda _: max(1, _BYTES_UNDER_WAY // (_MOST_BYTES + info.max_payload)),
             patience=_PATIENCE,
             is_last=lambda message: message.status is not None,
         )
@@ -117,7 +118,7 @@ class StreamReader:
             lambda subject: direct_question(self._stream, subject),
             deadline,
             self._operation,
-            window=self._window(self._connection.server_info.max_payload),
+            window=_window(self._connection.server_info.max_payload),
             patience=_PATIENCE if remaining is None else min(_PATIENCE, remaining / 2),
         )
         for subject, message in answers:
@@ -139,7 +140,7 @@ class StreamReader:
             lambda subject: (target, json.dumps({"last_by_subj": subject}).encode()),
             deadline,
             self._operation,
-            window=self._window(self._connection.server_info.max_payload * 3 // 2),  # base64
+            window=_window(self._connection.server_info.max_payload * 3 // 2),  # base64
         )
         for subject, message in answers:
             answer = {} if message is None or message.status is not None else json.loads(message.data)
@@ -148,10 +149,6 @@ class StreamReader:
                 answer = {"message": self._jetstream.get_raw(self._stream, query, deadline)}
             if answer.get("message"):
                 yield subject, answer["message"]
-
-    @staticmethod
-    def _window(size: int) -> int:
-        return max(1, min(_LARGEST_WINDOW, _BYTES_UNDER_WAY // size))
 
     # --- of all subjects that match
 
@@ -205,7 +202,7 @@ class StreamReader:
             lambda place: (target, json.dumps({"filter": place[0], "seq": place[1] + 1}).encode()),
             deadline,
             f"purging stream {self._stream}",
-            window=_LARGEST_WINDOW,
+            window=lambda _: _LARGEST_WINDOW,
         )
         for (subject, sequence), message in answers:
             answer = {} if message is None or message.status is not None else json.loads(message.data)
@@ -214,6 +211,17 @@ class StreamReader:
                 answer = self._jetstream.api(f"STREAM.PURGE.{self._stream}", query, deadline)
             removed += answer["purged"] > 0
         return removed
+
+
+def _window(limit: int) -> Callable[[int], int]:
+    """Return how many answers may be under way, given the largest yet; none is larger than ``limit``.
+
+    Small ones let the window grow, or each would cost its share of a long way. Even if all that follow are as large as
+    can be, the server does not cut us off.
+    """
+    first = max(1, _BYTES_UNDER_WAY // limit)
+    most = max(first, min(_LARGEST_WINDOW, _CUT_OFF // limit))
+    return lambda largest: min(most, _BYTES_UNDER_WAY // largest) if 0 < largest < limit else first
 
 
 def _parts(subjects: Sequence[str], most_bytes: int) -> Iterator[list[str]]:
