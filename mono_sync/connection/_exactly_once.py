@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from dataclasses import dataclass
+from heapq import heappushpop
 from typing import Final, NoReturn
 
 from mono_sync._durations import Deadline
@@ -60,7 +61,7 @@ class Write:
     message_id: str
     expected: int | None
     base: int
-    """A revision that the subject had, or may have had, when it was sent first: if it was stored, it is a later one."""
+    """What the stream had got to when it was sent first: if it was stored, it is a later one."""
     server: str
     since: float
     """All that was stored since then, while this server runs, it knows by its id."""
@@ -98,7 +99,7 @@ class ExactlyOnce:
         config = info["config"]
         self._window = config.get("duplicate_window", 0) / 1e9 - _WINDOW_MARGIN
         self._max_age = config.get("max_age", 0) / 1e9
-        self._seen: int = info["state"]["last_seq"]
+        self._seen: list[int] = [info["state"]["last_seq"]]
 
     def store(
         self,
@@ -155,7 +156,7 @@ class ExactlyOnce:
             encode_known_headers(marked),
             message_id,
             expected,
-            self._seen if expected is None else expected,
+            max(self._seen[0], expected or 0),
             self._connection.server_info.id,
             now,
             now,
@@ -164,7 +165,7 @@ class ExactlyOnce:
 
     def saw(self, sequence: int) -> None:
         """Note that the stream has got that far."""
-        self._seen = max(self._seen, sequence)  # threads may race here: the smaller one is true as well
+        heappushpop(self._seen, sequence)  # keeps the larger one, in one step, whatever other threads do
 
     def carry_out(self, write: Write, deadline: Deadline, *, in_doubt: bool = False) -> int:
         """Send, and send again, until it is known what became of it; ``in_doubt`` when it may have been stored."""
@@ -267,8 +268,9 @@ class ExactlyOnce:
             return newest.sequence
         if newest.sequence <= write.base:  # nothing came after the first attempt
             return None
-        if newest.headers.get(EXPECTED_REVISION) == str(write.base) and _OTHER_SUBJECT not in newest.headers:
-            return None  # it came right on top, and so instead
+        below = newest.headers.get(EXPECTED_REVISION)
+        if below is not None and int(below) <= write.base and _OTHER_SUBJECT not in newest.headers:
+            return None  # it came right on top of what was there before, and so instead
         return self._find_in_history(write, newest, deadline)
 
     def _ask_for_id(self, write: Write, deadline: Deadline) -> int | None:

@@ -22,8 +22,9 @@ from mono_sync.connection import ExactlyOnce
 from tests.fixtures.servers import RawServer, RunNatsServer
 from tests.fixtures.waiting import wait_until
 from tests.storage.helpers import CutProxy, raw_kv
+from tests.storage.load import Load
 
-FAST = {"reconnect_wait": 0.02, "reconnect_max_wait": 0.1, "timeout": 20}
+FAST: dict[str, Any] = {"reconnect_wait": 0.02, "reconnect_max_wait": 0.1, "timeout": 20}
 
 Write = Callable[[KVBucket, int], int | None]
 
@@ -219,3 +220,20 @@ def test_write_that_is_overwritten_before_a_restart_is_never_applied_twice_and_n
     elif write != "touch":
         assert isinstance(result, (RevisionMismatchError, KeyExistsError))
         assert not mine_is_applied
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("end", [RawServer.kill, RawServer.stop], ids=["killed", "stopped"])
+@pytest.mark.parametrize("history", [1, 64])
+def test_restart_of_the_server_under_load_costs_nothing_but_time(
+    any_binary: str, run_nats_server: RunNatsServer, history: int, end: Callable[[RawServer], None]
+) -> None:
+    server = run_nats_server("jetstream: enabled", binary=any_binary)
+    with mono_sync.connect(server.url, **FAST) as connection:
+        with Load(connection.kv(KVBucketConfig("b", history=history)), timeout=20) as load:
+            for _ in range(3):
+                load.wait_progress()
+                end(server)
+                server.start()
+            load.wait_progress()
+        load.check()
