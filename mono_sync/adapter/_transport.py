@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from urllib.parse import ParseResult
 
 from mono_sync.adapter._scanner import Scanner, Sink
-from mono_sync.adapter._wire import Must, Wire
+from mono_sync.adapter._wire import Wire
 
 _CLOSE_PATIENCE = 1.0
 
@@ -152,7 +152,7 @@ class Transport:
         if self.wire is None:
             self._writer.write(data)
         else:
-            self.wire.put(Must(data))
+            self.wire.add(data)
 
     def writelines(self, pieces: Iterable[bytes]) -> None:
         """Send bytes, if need be later."""
@@ -161,7 +161,9 @@ class Transport:
     async def drain(self) -> None:
         """Wait until the socket has taken everything."""
         assert self._writer is not None
-        await asyncio.sleep(0)  # pieces may be on their way from a thread that found the socket full
+        if self.wire is not None:
+            self.wire.resume()  # a thread that found the socket full may have been stopped before it could say so
+        await asyncio.sleep(0)
         await self._writer.drain()
 
     async def read(self, buffer_size: int) -> bytes:

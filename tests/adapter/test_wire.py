@@ -13,9 +13,11 @@ from typing import Any, Self
 import pytest
 
 from mono_sync._durations import Deadline
-from mono_sync.adapter._wire import Must, Wire
+from mono_sync.adapter._outlet import Batch
+from mono_sync.adapter._wire import Wire
 from mono_sync.loop import LoopThread
 from tests.fixtures.waiting import wait_until
+from tests.support.threads import Background
 
 
 class Request:
@@ -71,13 +73,16 @@ class Pipe:
     def call(self, function: Any) -> Any:
         return self.loop.call(function, deadline=Deadline(20), operation="call")
 
+    def add(self, data: bytes) -> None:
+        self.call(lambda: self.wire.add(data))
+
     def fill(self) -> bytes:
         """Send until the socket takes no more; return what will arrive."""
         whole = b""
         while not self.wire.backlog:
-            piece = Must(b"f" * 3000)
-            self.wire.put(piece)
-            whole += piece.data
+            piece = b"f" * 3000
+            self.add(piece)
+            whole += piece
             self.call(int)  # what the wire has handed to the loop is there now
         return whole
 
@@ -109,31 +114,21 @@ def test_a_command_leaves(pipe: Pipe) -> None:
     assert request.fate == "claimed"
 
 
-def test_the_calling_thread_itself_writes(direct_pipe: Pipe) -> None:
-    busy, go = threading.Event(), threading.Event()
-    direct_pipe.loop.post(busy.set)
-    direct_pipe.loop.post(go.wait, 20)
-    assert busy.wait(20)
-    try:
-        with ThreadPoolExecutor(1) as pool:
-            pool.submit(direct_pipe.wire.put, Request(b"PING\r\n")).result(20)
-        assert direct_pipe.read(6) == b"PING\r\n"  # though the loop is busy
-    finally:
-        go.set()
-
-
-def test_the_main_thread_leaves_the_writing_to_the_loop(direct_pipe: Pipe) -> None:
+@pytest.mark.parametrize("in_main_thread", [True, False], ids=["main thread", "other thread"])
+def test_the_calling_thread_itself_writes(direct_pipe: Pipe, *, in_main_thread: bool) -> None:
     busy, go = threading.Event(), threading.Event()
     direct_pipe.loop.post(busy.set)
     direct_pipe.loop.post(go.wait, 20)
     assert busy.wait(20)
     request = Request(b"PING\r\n")
     try:
-        direct_pipe.wire.put(request)
-        assert request.fate == ""
+        if in_main_thread:
+            direct_pipe.wire.put(request)
+        else:
+            Background(direct_pipe.wire.put, request).result()
+        assert direct_pipe.read(6) == b"PING\r\n"  # though the loop is busy
     finally:
         go.set()
-    assert direct_pipe.read(6) == b"PING\r\n"
 
 
 def test_a_command_that_nobody_wants_any_more_is_not_sent(pipe: Pipe) -> None:
@@ -144,9 +139,9 @@ def test_a_command_that_nobody_wants_any_more_is_not_sent(pipe: Pipe) -> None:
 
 def test_what_the_socket_does_not_take_is_refused_or_waits(pipe: Pipe) -> None:
     before = pipe.fill()
-    request, must = Request(b"refused"), Must(b"waits")
+    request = Request(b"refused")
     pipe.wire.put(request)
-    pipe.wire.put(must)
+    pipe.add(b"waits")
     assert request.ended.wait(20)
     assert request.fate == "refused"
     assert pipe.read(len(before) + 5) == before + b"waits"
@@ -160,7 +155,7 @@ def test_what_the_socket_does_not_take_is_refused_or_waits(pipe: Pipe) -> None:
 def test_a_large_command_leaves_whole(pipe: Pipe) -> None:
     data = bytes(range(256)) * 10_000
     pipe.wire.put(Request(data))
-    pipe.wire.put(Must(b"end"))
+    pipe.add(b"end")
     assert pipe.read(len(data) + 3) == data + b"end"
 
 
@@ -238,10 +233,10 @@ def test_after_the_end_everything_is_refused(pipe: Pipe) -> None:
 
 
 def test_the_end_leaves_no_file_descriptor(direct_pipe: Pipe) -> None:
-    wire_socket = direct_pipe.wire._socket
-    assert wire_socket is not None
+    file = direct_pipe.wire._outlet._file
+    assert file is not None
     direct_pipe.call(direct_pipe.wire.close)
-    assert wire_socket.fileno() == -1
+    assert file.closed
 
 
 class Gate:
@@ -269,14 +264,16 @@ class Gate:
 
 @pytest.mark.parametrize("direct", [True, False], ids=["is direct", "becomes direct"])
 def test_whoever_finds_the_gate_shut_by_the_loop_is_not_forgotten(direct_pipe: Pipe, *, direct: bool) -> None:
-    request = Request(b"<left to the loop>")
+    first, request = Request(b"<sent by the loop>"), Request(b"<left to the loop>")
     wire = direct_pipe.wire
 
     def put_in_another_thread() -> None:
         with ThreadPoolExecutor(1) as pool:
             pool.submit(wire.put, request).result(20)
 
-    wire._direct = direct
+    if not direct:
+        direct_pipe.call(lambda: wire._left.append(Batch()))
+    wire._line.append(first)
     wire._gate = Gate(put_in_another_thread)  # type: ignore[assignment]
     direct_pipe.call(wire.resume)
-    assert direct_pipe.read(len(request.data)) == request.data
+    assert direct_pipe.read(len(first.data + request.data)) == first.data + request.data
