@@ -41,6 +41,7 @@ The tree; behind each name the builtin that it also is, so that ``except Timeout
     │   ├── InvalidKeyError                 ValueError          not a legal key or object name
     │   ├── ValueTooLargeError              ValueError          larger than bucket or server allow
     │   ├── CodecError                      ValueError          a value that its codec cannot encode or decode
+    │   ├── PartialWriteError                                   of several keys some were written, others not
     │   ├── KeyNotFoundError                KeyError
     │   │   └── ObjectNotFoundError         FileNotFoundError
     │   ├── ConflictError                                       somebody else changed the key first
@@ -123,6 +124,7 @@ __all__ = [
     "ObjectNotFoundError",
     "OperationTimeoutError",
     "OutcomeUnknownError",
+    "PartialWriteError",
     "PermissionDeniedError",
     "PluginNotFoundError",
     "RegistrationError",
@@ -542,6 +544,27 @@ class CodecError(StorageError, ValueError):
         self.bucket = bucket
         self.key = key
         super().__init__(f"the value of key {key!r} of bucket {bucket!r} {reason}")
+
+
+class PartialWriteError(StorageError):
+    """Of the keys of one call some were written, or may have been, and others were not.
+
+    ``__cause__`` is the first of ``errors``.
+
+    Attributes:
+        bucket: the bucket.
+        written: the keys that were written, with their revisions; for `delete_many` those that were deleted.
+        errors: what went wrong with each of the others. The key of an `OutcomeUnknownError` may have been written, all
+            others have not been, nor will they be.
+    """
+
+    def __init__(self, bucket: str, written: Mapping[str, int], errors: Mapping[str, MonoError]) -> None:
+        self.bucket = bucket
+        self.written: dict[str, int] = dict(written)
+        self.errors: dict[str, MonoError] = dict(errors)
+        first = next(iter(self.errors.values()), "no reason given")
+        counts = f"{len(self.written)} keys were written, {len(self.errors)} were not or may not have been"
+        super().__init__(f"bucket {bucket!r}: {counts}: {first}")
 
 
 class KeyNotFoundError(StorageError, KeyError):

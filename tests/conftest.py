@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 
-pytest_plugins = ["tests.fixtures.leaks", "tests.fixtures.servers"]
+pytest_plugins = ["tests.fixtures.leaks", "tests.fixtures.servers", "tests.fixtures.cluster"]
 
 
 def pytest_configure() -> None:

@@ -64,6 +64,15 @@ def instances_of(cls: type[MonoError]) -> st.SearchStrategy[MonoError]:
     return st.builds(cls, **{name: strategy_for(hints[name]) for name in inspect.signature(cls).parameters})
 
 
+def facts(item: object) -> object:
+    """Return what can be compared: an exception is only ever equal to itself."""
+    if isinstance(item, MonoError):
+        return type(item), str(item), item.args, facts(vars(item))
+    if isinstance(item, dict):
+        return {key: facts(value) for key, value in item.items()}
+    return item
+
+
 def test_the_drawing_names_exactly_the_classes() -> None:
     assert set(TREE) == set(CLASSES)
     assert len(TREE) > 40
@@ -98,7 +107,7 @@ def test_pickled_error_keeps_type_message_and_facts(cls: type[MonoError], data: 
     for protocol in range(2, pickle.HIGHEST_PROTOCOL + 1):
         again = pickle.loads(pickle.dumps(error, protocol))
         assert type(again) is cls
-        assert (str(again), again.args, vars(again)) == (str(error), error.args, vars(error))
+        assert facts(again) == facts(error)
 
 
 @every_class
@@ -108,7 +117,7 @@ def test_copied_error_keeps_type_message_and_facts(cls: type[MonoError], data: s
     error = data.draw(instances_of(cls))
     for again in (copy.copy(error), copy.deepcopy(error)):
         assert type(again) is cls
-        assert (str(again), again.args, vars(again)) == (str(error), error.args, vars(error))
+        assert facts(again) == facts(error)
 
 
 @every_class

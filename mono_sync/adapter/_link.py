@@ -16,6 +16,7 @@ from mono_sync.adapter._config import ConnectionConfig
 from mono_sync.adapter._info import ServerInfo
 from mono_sync.adapter._message import Message
 from mono_sync.adapter._scanner import Sink
+from mono_sync.adapter._wire import Wire
 from mono_sync.adapter.client import NatsClient, connect
 from mono_sync.errors import ConnectionClosedError, ConnectionLostError, NatsConnectionError, PermissionDeniedError
 
@@ -55,15 +56,17 @@ class Request:
         subject: where it goes.
         reply: where its answer is to come.
         data: the command.
+        server: identity of the only server that it may be sent to; empty: any.
         sent: whether anything of it may have left the process.
     """
 
-    __slots__ = ("data", "reply", "sent", "subject", "waiter")
+    __slots__ = ("data", "reply", "sent", "server", "subject", "waiter")
 
-    def __init__(self, subject: str, reply: str, data: bytes) -> None:
+    def __init__(self, subject: str, reply: str, data: bytes, server: str = "") -> None:
         self.subject: str = subject
         self.reply: str = reply
         self.data: bytes = data
+        self.server: str = server
         self.sent = False
         self.waiter: Waiter | None = None
 
@@ -90,23 +93,6 @@ class Request:
         """Tell who waits that there will be no answer."""
         if self.waiter is not None:
             self.waiter.fail(error)
-
-
-class _Publication:
-    """A message whose sender waits for nothing but its turn."""
-
-    __slots__ = ("_waiter", "data")
-
-    def __init__(self, waiter: Waiter, data: bytes) -> None:
-        self._waiter = waiter
-        self.data: bytes = data
-
-    def claim(self) -> bool:
-        return self._waiter.succeed(None)  # he has not given up, and cannot any more
-
-    def refuse(self) -> bool:
-        self._waiter.fail(NotSentError())
-        return True
 
 
 class _LoopWaiter:
@@ -199,18 +185,22 @@ class Link:
         """
         request.waiter = waiter
         self._requests[request.reply] = request
-        self._send(request)
-
-    def transmit(self, waiter: Waiter, command: bytes) -> None:
-        """Send a command from the calling thread; the waiter gets None when it is being sent, or `NotSentError`."""
-        self._send(_Publication(waiter, command))
-
-    def _send(self, command: Request | _Publication) -> None:
-        wire = self._client.wire if self._ready and self._client is not None else None
-        if wire is None:
-            command.refuse()
+        client = self._client
+        wire = self._wire  # first: if it is not the one of what follows, it is closed
+        if client is None or wire is None or request.server not in ("", client.info.id):
+            request.refuse()
         else:
-            wire.put(command)
+            wire.put(request)
+
+    def transmit(self, command: bytes) -> bool:
+        """Send a command from the calling thread; False if that is impossible: `publish` waits until it is possible."""
+        wire = self._wire
+        return wire is not None and wire.send(command)
+
+    @property
+    def _wire(self) -> Wire | None:
+        """The way to the socket, for those who may send at the moment."""
+        return self._client.wire if self._ready and self._client is not None else None
 
     def forget(self, request: Request) -> None:
         """Leave an answer alone that nobody waits for any more."""
@@ -275,10 +265,12 @@ class Link:
         """Send a request, as soon as there is a socket that takes it, and wait for the message on its reply subject.
 
         Raises:
-            ConnectionLostError: the connection broke after the command was sent.
+            ConnectionLostError: the connection broke after the command was sent, or leads to another server.
             PermissionDeniedError: the server refused it.
         """
         client = await self._writable()
+        if request.server not in ("", client.info.id):
+            raise ConnectionLostError("we have connected to another server meanwhile")
         request.waiter = waiter = _LoopWaiter()
         self._requests[request.reply] = request
         request.sent = True

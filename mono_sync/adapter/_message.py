@@ -39,7 +39,12 @@ class Message:
         self._raw_headers = raw_headers
         self._parsed: tuple[Mapping[str, str], int | None, str] | None = None
 
-    def _header_block(self) -> tuple[Mapping[str, str], int | None, str]:
+    @property
+    def header_block(self) -> bytes:
+        """The headers as they came; `parse_header_block` splits them."""
+        return self._raw_headers
+
+    def _parse(self) -> tuple[Mapping[str, str], int | None, str]:
         if self._parsed is None:
             self._parsed = parse_header_block(self._raw_headers)
         return self._parsed
@@ -47,14 +52,14 @@ class Message:
     @property
     def headers(self) -> Mapping[str, str]:
         """The headers by name; the first value where a name occurs more than once."""
-        return self._header_block()[0]
+        return self._parse()[0]
 
     @property
     def status(self) -> int | None:
         """Number of a status message of the server (503: no responders), else None."""
         if not self._raw_headers or self._raw_headers.startswith(_NO_STATUS):
             return None
-        return self._header_block()[1]
+        return self._parse()[1]
 
     def has_header(self, name: bytes) -> bool:
         """Return whether there is a header of exactly this name; quicker than ``headers``."""
@@ -63,7 +68,7 @@ class Message:
     @property
     def description(self) -> str:
         """Text of a status message, else empty."""
-        return self._header_block()[2]
+        return self._parse()[2]
 
     def __repr__(self) -> str:
         return f"<Message on {self.subject!r}, {len(self.data)} bytes>"

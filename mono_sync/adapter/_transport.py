@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from urllib.parse import ParseResult
 
 from mono_sync.adapter._scanner import Scanner, Sink
-from mono_sync.adapter._wire import Must, Wire
+from mono_sync.adapter._wire import Wire
 
 _CLOSE_PATIENCE = 1.0
 
@@ -50,6 +50,23 @@ class _Stream(asyncio.StreamReaderProtocol):
             self.wire.resume()
 
 
+class _BufferedStream(_Stream, asyncio.BufferedProtocol):
+    """The same with a buffer of its own.
+
+    asyncio makes one of 256 KiB for each read otherwise, which takes longer than the reading; uvloop does not.
+    """
+
+    def __init__(self, limit: int, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(limit, loop)
+        self._buffer = memoryview(bytearray(limit))
+
+    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002  # asyncio's signature
+        return self._buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self.data_received(bytes(self._buffer[:nbytes]))
+
+
 class Transport:
     """TCP or TLS connection of one attempt to connect; what nats-py calls has nats-py's names and arguments.
 
@@ -75,7 +92,7 @@ class Transport:
         assert uri.port is not None
         loop = asyncio.get_running_loop()
         async with asyncio.timeout(connect_timeout):
-            transport, stream = await loop.create_connection(lambda: _Stream(buffer_size, loop), uri.hostname, uri.port)
+            transport, stream = await loop.create_connection(lambda: _stream(buffer_size), uri.hostname, uri.port)
         self._plain = self._use(transport, stream)
 
     async def connect_tls(
@@ -84,7 +101,7 @@ class Transport:
         """Change to TLS."""
         assert self._plain is not None
         loop = asyncio.get_running_loop()
-        stream = _Stream(buffer_size, loop)
+        stream = _stream(buffer_size)
         name = uri if isinstance(uri, str) else uri.hostname
         async with asyncio.timeout(connect_timeout):
             transport = await loop.start_tls(self._plain.transport, stream, ssl_context, server_hostname=name)
@@ -135,7 +152,7 @@ class Transport:
         if self.wire is None:
             self._writer.write(data)
         else:
-            self.wire.put(Must(data))
+            self.wire.add(data)
 
     def writelines(self, pieces: Iterable[bytes]) -> None:
         """Send bytes, if need be later."""
@@ -144,7 +161,9 @@ class Transport:
     async def drain(self) -> None:
         """Wait until the socket has taken everything."""
         assert self._writer is not None
-        await asyncio.sleep(0)  # pieces may be on their way from a thread that found the socket full
+        if self.wire is not None:
+            self.wire.resume()  # a thread that found the socket full may have been stopped before it could say so
+        await asyncio.sleep(0)
         await self._writer.drain()
 
     async def read(self, buffer_size: int) -> bytes:
@@ -198,3 +217,9 @@ class Transport:
 
     def __bool__(self) -> bool:
         return self._writer is not None
+
+
+def _stream(limit: int) -> _Stream:
+    loop = asyncio.get_running_loop()
+    kind = _BufferedStream if isinstance(loop, asyncio.SelectorEventLoop) else _Stream
+    return kind(limit, loop)

@@ -4,35 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import socket
 import threading
 from collections import deque
 from collections.abc import Callable
-from typing import Protocol
+from threading import get_ident
+
+from mono_sync.adapter._outlet import Batch, Command, Outlet
 
 _MOST_AT_ONCE = 64
 
 
-class Command(Protocol):
-    """Bytes that are to leave as a whole, and what becomes of them."""
-
-    @property
-    def data(self) -> bytes:
-        """One complete command of the protocol, or several."""
-
-    def claim(self) -> bool:
-        """Note that it is being sent from here on; return whether it is still wanted."""
-
-    def refuse(self) -> bool:
-        """Learn that nothing of it was sent, because the socket takes no more or is gone.
-
-        Returns:
-            False for a command that has to be sent as soon as the socket takes bytes again.
-        """
-
-
-class Must:
+class _Must:
     """A command that waits inside the process for as long as the connection lives."""
 
     __slots__ = ("data",)
@@ -47,108 +29,136 @@ class Must:
         return False
 
 
+class _Now(_Must):
+    """A command that is sent at once or not at all."""
+
+    __slots__ = ()
+
+    def refuse(self) -> bool:
+        return True
+
+
 class Wire:
-    """Sends the commands of all threads over one socket, in the order in which they line up.
+    """Sends the commands of all threads over one socket.
 
     The thread that puts a command in line sends it itself, together with all others that stand there: no switch to the
     loop thread, and one system call for many callers. Whoever finds another thread sending leaves his command to it.
-    Only the main thread leaves the sending to the loop: signal handlers run there, between any two steps, and may raise
-    or use the connection themselves.
-    What the socket does not take goes to the loop's transport; until that has sent it, commands that can be refused
-    are. With TLS, or where the socket cannot be had, every command is handed to the loop.
+
+    What the socket does not take is left to the loop, and bars the way for everybody until the loop's transport has
+    sent it; meanwhile commands that can be refused are. With TLS, or where the socket cannot be had, the way is barred
+    for ever, and every command goes through the loop.
+
+    A signal handler that interrupts the main thread may raise, use the connection itself, or wait for threads that do.
+    So that thread never holds the gate, for which nobody waits but on which all rely: it sends its own commands, alone.
+    So does a thread that is interrupted while it sends, by a ``__del__`` say. See also `Outlet`.
 
     Args:
         transport: the loop's transport of the socket.
         loop: its loop.
         direct: whether threads may write to the socket.
 
-    `put` is for every thread; all else belongs to the loop thread. A child process must not use it.
+    `put` and `send` are for every thread; all else belongs to the loop thread. A child process must not use it.
     """
 
     def __init__(self, transport: asyncio.WriteTransport, loop: asyncio.AbstractEventLoop, *, direct: bool) -> None:
         self._transport = transport
         self._loop = loop
+        self._outlet = Outlet(transport, direct=direct)
+        self._left = self._outlet.left
         self._line: deque[Command] = deque()
-        self._gate = threading.Lock()  # whoever holds it sends; never held by the main thread, nor while waiting
-        self._main = threading.main_thread()
-        self._socket = _duplicate(transport) if direct else None
-        self._direct = False  # written under the gate
-        self._rests: deque[list[bytes]] = deque()
-        self._handed_over = 0  # pieces on their way to the transport; written under the gate
+        self._gate = threading.Lock()  # whoever holds it sends what stands in line
+        self._alone = {threading.main_thread().ident}  # threads that send their own commands only
         self._closed = False
         self.resume()
 
     @property
     def is_direct(self) -> bool:
         """Whether callers write to the socket themselves at the moment."""
-        return self._direct
+        return not self._left
 
     @property
     def backlog(self) -> int:
         """About how many bytes wait inside the process; 0 if and only if none do."""
-        return self._handed_over + self._transport.get_write_buffer_size()
+        return sum(batch.unsettled for batch in self._left) + self._transport.get_write_buffer_size()
 
     def put(self, command: Command) -> None:
-        """Send a command, or have it sent or refused by whoever is sending now."""
-        self._line.append(command)
-        in_main_thread = threading.current_thread() is self._main
-        if not in_main_thread:
-            self._send()
-        if self._line and (in_main_thread or not self._direct):
+        """Send a command, or have it sent or refused by whoever is sending now.
+
+        What a thread puts here and what it then sends may leave in either order.
+        """
+        me = get_ident()
+        if self._left:
+            self._line.append(command)
             self._soon(self._relay)
+        elif me in self._alone:
+            if command.claim():
+                self._write(Batch((command,)))
+        else:
+            self._alone.add(me)
+            try:
+                self._line.append(command)
+                self._send_line()
+            finally:
+                self._alone.discard(me)
+            if self._left and self._line:
+                self._soon(self._relay)
+
+    def send(self, data: bytes) -> bool:
+        """Send a command behind everything that was sent before; return whether the socket took it.
+
+        Of one that it took in part the loop sends the rest.
+        """
+        if self._left:
+            return False
+        batch = Batch((_Now(data),))
+        self._write(batch)
+        return batch.begun > 0
+
+    def add(self, data: bytes) -> None:
+        """Send a command behind everything that was added before, as soon as the socket takes it."""
+        self._write(Batch((_Must(data),)))
 
     def resume(self) -> None:
-        """Let threads write again if the transport has nothing left to send."""
-        with self._gate:
-            if self._socket is not None and not self._closed and not self.backlog:
-                self._direct = True
-        self._send()  # for those who found the gate shut, or came while threads could not write
+        """Let threads write again if nothing is left to send."""
+        self._settle()
+        if self._left and self._outlet.usable and not self.backlog:
+            self._left.remove(self._left[0])  # and nothing that another thread has left since
+        self._send_line()  # for those who found the gate shut, or came while threads could not write
 
     def close(self) -> None:
         """Send nothing any more, and refuse what stands in line."""
-        with self._gate:
-            self._closed = True
-            self._direct = False
-            if self._socket is not None:
-                self._socket.close()
+        self._closed = True
+        self._outlet.close()
         self._relay()
 
     # --- sending from any thread
 
-    def _send(self) -> None:
-        while self._direct and self._line and self._gate.acquire(blocking=False):
+    def _send_line(self) -> None:
+        while self._line and not self._left and self._gate.acquire(blocking=False):
             try:
-                self._send_line()
+                while not self._left and (batch := self._next_batch()):
+                    self._write(Batch(batch))
             finally:
                 self._gate.release()
 
-    def _send_line(self) -> None:
-        while self._direct and self._line:
-            line = [self._line.popleft() for _ in range(min(len(self._line), _MOST_AT_ONCE))]
-            batch = [command for command in line if command.claim()]
-            data = batch[0].data if len(batch) == 1 else b"".join([command.data for command in batch])
-            assert self._socket is not None
-            try:
-                sent = self._socket.send(data)
-            except (BlockingIOError, InterruptedError):
-                sent = 0
-            except OSError:  # the reading side finds the connection broken as well, and tells everybody
-                sent = len(data)
-            if sent < len(data):
-                self._settle(batch, sent)
+    def _next_batch(self) -> list[Command]:
+        batch: list[Command] = []
+        while len(batch) < _MOST_AT_ONCE and (command := self._next()) is not None:
+            if command.claim():
+                batch.append(command)
+        return batch
 
-    def _settle(self, batch: list[Command], sent: int) -> None:
-        """Refuse what was not sent, and give the loop what was sent in part."""
-        rest: list[bytes] = []
-        for command in batch:
-            begun = min(sent, len(command.data))
-            sent -= begun
-            if begun < len(command.data) and (begun or not command.refuse()):
-                rest.append(command.data[begun:])
-        self._rests.append(rest)
-        self._handed_over += 1
-        self._direct = False
-        self._soon(self._take_over)
+    def _next(self) -> Command | None:
+        try:
+            return self._line.popleft()
+        except IndexError:
+            return None
+
+    def _write(self, batch: Batch) -> None:
+        if not self._outlet.write(batch):
+            self._soon(self._transport.abort)  # then the reading side tells everybody
+        if self._left:
+            self._soon(self._relay)
 
     def _soon(self, callback: Callable[[], object]) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed: it has ended every call by then
@@ -156,39 +166,26 @@ class Wire:
 
     # --- sending on the loop
 
-    def _take_over(self) -> None:
-        for piece in self._rests.popleft():
-            self._write(piece)
-        with self._gate:
-            self._handed_over -= 1
-        self._relay()
+    def _settle(self) -> None:
+        """Give the transport what must still leave of the batches that are left. The last one stays, as the bar."""
+        while self._left:
+            for piece in self._left[0].settle():
+                self._hand_over(piece)
+            if len(self._left) == 1:
+                return
+            del self._left[0]
 
     def _relay(self) -> None:
-        """Send or refuse what stands in line, for the main thread and while threads cannot write."""
-        if self._direct:
-            self._send()
-            return
-        while self._line and not self._handed_over:  # else those pieces go first, and `_take_over` comes back here
-            try:
-                command = self._line.popleft()
-            except IndexError:  # a thread that sends was faster
-                break
+        """Send or refuse what stands in line while threads cannot write."""
+        self._settle()
+        while self._left and (command := self._next()) is not None:
             if self._closed or self._transport.is_closing() or self.backlog:
                 if not command.refuse():
-                    self._write(command.data)
+                    self._hand_over(command.data)
             elif command.claim():
-                self._write(command.data)
+                self._hand_over(command.data)
         self.resume()
 
-    def _write(self, data: bytes) -> None:
+    def _hand_over(self, data: bytes) -> None:
         if not (self._closed or self._transport.is_closing()):
             self._transport.write(data)
-
-
-def _duplicate(transport: asyncio.WriteTransport) -> socket.socket | None:
-    """Return a socket of our own for the transport's connection: its number stays ours when the transport closes."""
-    with contextlib.suppress(OSError, AttributeError, TypeError):
-        copy = socket.socket(fileno=os.dup(transport.get_extra_info("socket").fileno()))
-        copy.setblocking(False)
-        return copy
-    return None

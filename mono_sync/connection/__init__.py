@@ -5,9 +5,12 @@ from mono_sync.connection._exactly_once import ExactlyOnce, actual_revision, is_
 from mono_sync.connection._follower import Followed, Follower
 from mono_sync.connection._inbox import Inbox
 from mono_sync.connection._jetstream import JetStream, Json, PubAck, StoredMessage, parse_time, read_direct
+from mono_sync.connection._pipeline import Batch
+from mono_sync.connection._reading import Listed, StreamReader
 from mono_sync.connection._state import ConnectionState, StateListener
 
 __all__ = [
+    "Batch",
     "ConnectionState",
     "CoreConnection",
     "ExactlyOnce",
@@ -16,9 +19,11 @@ __all__ = [
     "Inbox",
     "JetStream",
     "Json",
+    "Listed",
     "PubAck",
     "StateListener",
     "StoredMessage",
+    "StreamReader",
     "actual_revision",
     "is_conflict",
     "parse_time",

@@ -339,14 +339,20 @@ class CoreConnection:
 
     # --- for the layers above, not for users
 
-    def exchange(self, subject: str, data: bytes, header_block: bytes, deadline: Deadline) -> Message:
-        """Make a `request` of parts that are known to be right."""
+    def exchange(
+        self, subject: str, data: bytes, header_block: bytes, deadline: Deadline, *, server: str = ""
+    ) -> Message:
+        """Make a `request` of parts that are known to be right.
+
+        With ``server``, the identity of one, it is sent to that one only: `ConnectionLostError` where we have meanwhile
+        connected to another.
+        """
         operation = f"request {subject}"
         session = self._live_session(deadline, operation)
         link = session.link
         reply = link.new_reply()
         command = encode_publish(subject, data, reply, header_block, link.info.max_payload)
-        message = session.request(Request(subject, reply, command), deadline, operation)
+        message = session.request(Request(subject, reply, command, server), deadline, operation)
         if message.status == 503 and not message.data:
             raise NoRespondersError(subject)
         return message

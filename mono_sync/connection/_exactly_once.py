@@ -5,16 +5,18 @@ from __future__ import annotations
 import re
 import time
 from dataclasses import dataclass
-from typing import Final
+from heapq import heappushpop
+from typing import Final, NoReturn
 
 from mono_sync._durations import Deadline
 from mono_sync.adapter import encode_known_headers
 from mono_sync.connection._connection import CoreConnection
-from mono_sync.connection._jetstream import JetStream, Json, PubAck, StoredMessage
+from mono_sync.connection._jetstream import JetStream, Json, StoredMessage
 from mono_sync.errors import (
     ConnectionLostError,
     JetStreamAPIError,
     JetStreamUnavailableError,
+    MonoError,
     NoRespondersError,
     OperationTimeoutError,
     OutcomeUnknownError,
@@ -24,16 +26,18 @@ MESSAGE_ID: Final = "Nats-Msg-Id"
 EXPECTED_REVISION: Final = "Nats-Expected-Last-Subject-Sequence"
 """Header of a write that is to be refused unless its subject is at this revision; 0: unless there is none."""
 
+_OTHER_SUBJECT: Final = "Nats-Expected-Last-Subject-Sequence-Subject"
+_REMOVES_OTHERS: Final = ("Nats-Rollup", "Nats-Marker-Reason")
 _WRONG_LAST_SEQUENCE: Final = frozenset({10071, 10164})
-_IN_PROCESS: Final = 10158
+_UNDER_WAY: Final = frozenset({10158, 10164})  # of clusters: the message, or another one of its subject
 _ACTUAL: Final = re.compile(r"wrong last sequence: (\d+)")
 
 _CHECKS_REVISION_FIRST: Final = "2.12.0"  # older servers look for the id first: their conflicts are real ones
 _PROBE: Final = {"Nats-Rollup": "probe"}  # no value that a server stores, and it looks at ids before it says so
-_ROLLUP_FAILED: Final = 10111
+_NO_ID: Final = frozenset({10054, 10111})  # too large, of a bucket for tiny messages; rollup failed
 _PATIENCE: Final = 1.5
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.02, 0.5
-_WINDOW_MARGIN: Final = 0.8
+_WINDOW_MARGIN: Final = 5.0  # what the last attempt within the window may take to get there
 
 
 def is_conflict(error: JetStreamAPIError) -> bool:
@@ -48,7 +52,7 @@ def actual_revision(error: JetStreamAPIError) -> int | None:
 
 
 @dataclass(slots=True)
-class _Write:
+class Write:
     """One write, from its first attempt to its end."""
 
     subject: str
@@ -57,10 +61,20 @@ class _Write:
     message_id: str
     expected: int | None
     base: int
-    """A revision that the subject had, or may have had, when it was sent first: if it was stored, it is a later one."""
+    """What the stream had got to when it was sent first: if it was stored, it is a later one."""
     server: str
+    since: float
+    """All that was stored since then, while this server runs, it knows by its id."""
     started: float
     operation: str
+    in_doubt: bool = False
+    """Whether an attempt may have been stored."""
+
+    def give_up(self, error: MonoError, timeout: float | None) -> NoReturn:
+        """Raise what there is to tell: a reason is as good as known only if no attempt was made before."""
+        if self.in_doubt:
+            raise OutcomeUnknownError(self.operation, timeout, str(error) if timeout is None else "") from error
+        raise error
 
 
 class ExactlyOnce:
@@ -83,9 +97,9 @@ class ExactlyOnce:
         self._jetstream = jetstream
         self._stream = stream
         config = info["config"]
-        self._window = config.get("duplicate_window", 0) / 1e9 * _WINDOW_MARGIN
-        self._history = config.get("max_msgs_per_subject", -1)
-        self._seen: int = info["state"]["last_seq"]
+        self._window = config.get("duplicate_window", 0) / 1e9 - _WINDOW_MARGIN
+        self._max_age = config.get("max_age", 0) / 1e9
+        self._seen: list[int] = [info["state"]["last_seq"]]
 
     def store(
         self,
@@ -114,56 +128,81 @@ class ExactlyOnce:
             NoRespondersError: no stream takes the subject.
             JetStreamUnavailableError: JetStream is not enabled, or has no leader until the deadline.
         """
-        message_id = self._connection.new_id(deadline)
+        write = self.prepare(subject, data, headers, deadline, operation, expected=expected)
+        sequence = self.carry_out(write, deadline)
+        self.saw(sequence)
+        return sequence
+
+    # --- the steps of `store`, for whoever sends many messages before the first is answered
+
+    def prepare(
+        self,
+        subject: str,
+        data: bytes,
+        headers: dict[str, str],
+        deadline: Deadline,
+        operation: str,
+        *,
+        expected: int | None = None,
+    ) -> Write:
+        """Give a message its id; it is to be sent for the first time soon."""
+        now, message_id = time.monotonic(), self._connection.new_id(deadline)
         marked = {MESSAGE_ID: message_id, **headers}
         if expected is not None:
             marked[EXPECTED_REVISION] = str(expected)
-        write = _Write(
+        return Write(
             subject,
             data,
             encode_known_headers(marked),
             message_id,
             expected,
-            self._seen if expected is None else expected,
+            max(self._seen[0], expected or 0),
             self._connection.server_info.id,
-            time.monotonic(),
+            now,
+            now,
             operation,
         )
-        sequence = self._carry_out(write, deadline)
-        self._seen = max(self._seen, sequence)  # threads may race here: the smaller one is true as well
-        return sequence
 
-    def _carry_out(self, write: _Write, deadline: Deadline) -> int:
-        """Send, and send again, until it is known what became of it."""
-        in_doubt, pause = False, _SHORTEST_PAUSE
+    def saw(self, sequence: int) -> None:
+        """Note that the stream has got that far."""
+        heappushpop(self._seen, sequence)  # keeps the larger one, in one step, whatever other threads do
+
+    def carry_out(self, write: Write, deadline: Deadline, *, in_doubt: bool = False) -> int:
+        """Send, and send again, until it is known what became of it; ``in_doubt`` when it may have been stored."""
+        write.in_doubt, pause = in_doubt, _SHORTEST_PAUSE
         while True:
             try:
-                return self._settle(write, deadline) if in_doubt else self._send(write, deadline).sequence
+                return self._settle(write, deadline) if write.in_doubt else self._send(write, deadline)
             except ConnectionLostError:
-                in_doubt = True
+                write.in_doubt = True
+            except OutcomeUnknownError:
+                raise
             except OperationTimeoutError as error:
-                in_doubt = in_doubt or error.sent
+                write.in_doubt = write.in_doubt or error.sent
                 if deadline.expired:
-                    if in_doubt:
-                        raise OutcomeUnknownError(write.operation, deadline.timeout) from error
-                    raise
+                    write.give_up(error, deadline.timeout)
             except (NoRespondersError, JetStreamUnavailableError) as error:
                 if not self._will_return(error, deadline):
-                    raise
-                remaining = deadline.remaining
-                if remaining is not None and remaining <= pause:
-                    if in_doubt:
-                        raise OutcomeUnknownError(write.operation, deadline.timeout) from error
-                    raise
+                    write.give_up(error, None)
+                if (remaining := deadline.remaining) is not None and remaining <= pause:
+                    write.give_up(error, deadline.timeout)
                 time.sleep(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE)
 
-    def _send(self, write: _Write, deadline: Deadline) -> PubAck:
+    def _send(self, write: Write, deadline: Deadline, *, only_to: str = "") -> int:
         """Make one attempt. In a cluster the leader may die with the answer, and no connection break."""
         if self._connection.server_info.cluster:
             deadline = deadline.at_most(_PATIENCE)
-        message = self._connection.exchange(write.subject, write.data, write.block, deadline)
-        return self._jetstream.read_ack(message, write.operation)
+        return self._publish(write, write.data, write.block, deadline, only_to)
+
+    def _publish(self, write: Write, data: bytes, block: bytes, deadline: Deadline, server: str = "") -> int:
+        message = self._connection.exchange(write.subject, data, block, deadline, server=server)
+        try:
+            return self._jetstream.read_ack(message, write.operation).sequence
+        except JetStreamAPIError as error:
+            if error.err_code in _UNDER_WAY:
+                raise JetStreamUnavailableError(error.description, temporary=True) from error
+            raise
 
     def _will_return(self, error: NoRespondersError | JetStreamUnavailableError, deadline: Deadline) -> bool:
         """Return whether a stream that does not answer is there; a cluster that elects a leader does not, for a while.
@@ -183,71 +222,76 @@ class ExactlyOnce:
 
     # --- after an attempt whose answer was lost
 
-    def _settle(self, write: _Write, deadline: Deadline) -> int:
-        """Find out whether an earlier attempt was stored, and make another one if not; return the sequence."""
-        if self._remembers(write):
-            return self._send_again(write, deadline)
+    def _settle(self, write: Write, deadline: Deadline) -> int:
+        """Find out whether an earlier attempt was stored, and make another one if not; return the sequence.
+
+        A server is known by its identity, which changes with each start. The attempt goes to the very server that was
+        asked, or that has known every id from the first attempt on: one that started later may have forgotten it. In a
+        cluster it is not known which server leads the stream, and since when.
+        """
+        server, now = self._connection.server_info, time.monotonic()
+        remembered = write.since + self._window - now
+        if server.cluster or server.id != write.server or remembered <= 0:
+            known = self._find(write, deadline)
+            if known is not None:
+                return known
+            write.server, write.since = server.id, now
+            attempt = deadline
+        else:
+            attempt = deadline.at_most(remembered)
+        try:
+            return self._send(write, attempt, only_to="" if server.cluster else write.server)
+        except JetStreamAPIError as error:
+            known = self._ask_for_id(write, deadline)  # a conflict may be one with itself
+            if known is not None:
+                return known
+            if is_conflict(error):
+                raise
+            reason = f"an answer was lost, and the next attempt refused: {error.description}"
+            raise OutcomeUnknownError(write.operation, None, reason) from error
+
+    def _find(self, write: Write, deadline: Deadline) -> int | None:
+        """Return the sequence of an earlier attempt; None: none was stored.
+
+        Raises:
+            OutcomeUnknownError: the server has forgotten the id, and the stream does not tell.
+        """
         known = self._ask_for_id(write, deadline)
         if known is not None:
             return known
-        newest = self._last(write, deadline)
-        if newest is not None and newest.headers.get(MESSAGE_ID) == write.message_id:
+        newest = self._jetstream.last(self._stream, write.subject, direct=False, deadline=deadline)
+        if newest is None:
+            if 0 < self._max_age <= time.monotonic() - write.started:
+                raise OutcomeUnknownError(write.operation, None, "it may have expired meanwhile")
+            return None
+        if newest.headers.get(MESSAGE_ID) == write.message_id:
             return newest.sequence
-        if newest is None or newest.sequence <= write.base:  # nothing came after the first attempt
-            return self._send_again(write, deadline)
-        if newest.headers.get(EXPECTED_REVISION) != str(write.base):  # else it came right on top, and so instead
-            found = self._find_in_history(write, newest, deadline)
-            if found is not None:
-                return found
-        return self._send_again(write, deadline)
+        if newest.sequence <= write.base:  # nothing came after the first attempt
+            return None
+        below = newest.headers.get(EXPECTED_REVISION)
+        if below is not None and int(below) <= write.base and _OTHER_SUBJECT not in newest.headers:
+            return None  # it came right on top of what was there before, and so instead
+        return self._find_in_history(write, newest, deadline)
 
-    def _remembers(self, write: _Write) -> bool:
-        """Return whether the server knows every id that it has stored since the first attempt.
-
-        The server that we are connected to is known by its identity, which changes with each start; which one leads a
-        stream in a cluster, and since when, is not.
-        """
-        server = self._connection.server_info
-        within = time.monotonic() - write.started < self._window
-        return within and not server.cluster and server.id == write.server
-
-    def _send_again(self, write: _Write, deadline: Deadline) -> int:
-        """Send it once more; a conflict may be one with itself, where the server checks the revision first."""
-        try:
-            return self._send(write, deadline).sequence
-        except JetStreamAPIError as error:
-            if error.err_code == _IN_PROCESS:  # the first attempt is being stored at this moment
-                raise NoRespondersError(write.subject) from error
-            if not is_conflict(error):
-                raise
-            known = self._ask_for_id(write, deadline)
-            if known is None:
-                raise
-            return known
-
-    def _ask_for_id(self, write: _Write, deadline: Deadline) -> int | None:
+    def _ask_for_id(self, write: Write, deadline: Deadline) -> int | None:
         """Return the sequence under which the server knows the id; nothing is stored."""
         if not self._connection.server_info.supports(_CHECKS_REVISION_FIRST):
             return None
         block = encode_known_headers({MESSAGE_ID: write.message_id, **_PROBE})
         try:
-            answer = self._connection.exchange(write.subject, b"", block, deadline)
-            return self._jetstream.read_ack(answer, write.operation).sequence
+            return self._publish(write, b"", block, deadline)
         except JetStreamAPIError as error:
-            if error.err_code == _ROLLUP_FAILED:
+            if error.err_code in _NO_ID:
                 return None
             raise
 
-    def _last(self, write: _Write, deadline: Deadline) -> StoredMessage | None:
-        return self._jetstream.last(self._stream, write.subject, direct=False, deadline=deadline)
-
-    def _find_in_history(self, write: _Write, newest: StoredMessage, deadline: Deadline) -> int | None:
+    def _find_in_history(self, write: Write, newest: StoredMessage, deadline: Deadline) -> int | None:
         """Return where the message is among those that came after the first attempt; None: it never was stored.
 
         Raises:
-            OutcomeUnknownError: as many came as the stream keeps, so it may have been among those that are gone.
+            OutcomeUnknownError: it may have been among those that are gone.
         """
-        position, count = write.base + 1, 0
+        position, count, removed = write.base + 1, 0, False
         while position <= newest.sequence:
             found = self._jetstream.next_of(self._stream, write.subject, position, deadline)
             if found is None:
@@ -255,8 +299,10 @@ class ExactlyOnce:
             if found.headers.get(MESSAGE_ID) == write.message_id:
                 return found.sequence
             count += 1
+            removed = removed or any(header in found.headers for header in _REMOVES_OTHERS)
             position = found.sequence + 1
-        if 0 < self._history <= count:
+        history = self._jetstream.stream_info(self._stream, deadline)["config"].get("max_msgs_per_subject", -1)
+        if removed or 0 < history <= count:
             reason = "the key has been overwritten and the server has restarted, so nothing tells any more"
             raise OutcomeUnknownError(write.operation, None, reason)
         return None

@@ -9,12 +9,12 @@ from __future__ import annotations
 import json
 import secrets
 from base64 import b64decode
-from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from time import monotonic, sleep
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from mono_sync._durations import Deadline
 from mono_sync.adapter import Message, parse_header_block
@@ -31,10 +31,10 @@ from mono_sync.errors import (
 Json: TypeAlias = dict[str, Any]
 
 _NOT_ENABLED = frozenset({10035, 10039, 10076})
-_NO_LEADER = frozenset({10008, 10009, 10163})
+_NOT_NOW = frozenset({10008, 10009, 10163, 10167})  # no leader; more writes than the stream can queue
 _PATIENCE = 1.5
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.02, 0.5
-_NO_MESSAGE = 10037
+NO_MESSAGE = 10037
 _LONG_SUBJECT = 2000
 _CONSUMER_LIFETIME_NS = 10_000_000_000  # without a pull; an order to delete may overtake the one to create
 _PULL_TIME = 1.0
@@ -159,6 +159,10 @@ class JetStream:
         """Change the configuration of a stream."""
         return self.api(f"STREAM.UPDATE.{config['name']}", config, deadline)
 
+    def purge_before(self, stream: str, sequence: int, deadline: Deadline) -> None:
+        """Remove all messages before a sequence; doing it twice does no more."""
+        self.api(f"STREAM.PURGE.{stream}", {"seq": sequence}, deadline)
+
     def purge(self, stream: str, subject: str, deadline: Deadline) -> int:
         """Remove the messages of a subject; return how many."""
         return int(self.api(f"STREAM.PURGE.{stream}", {"filter": subject}, deadline, repeat=False)["purged"])
@@ -178,12 +182,9 @@ class JetStream:
 
         Any replica may answer, and it may not have the newest yet. `read_direct` decodes it.
         """
-        if stream in self._without_direct:
+        if not self.takes_direct(stream):
             return None
-        query = b""
-        target = f"$JS.API.DIRECT.GET.{stream}.{subject}"
-        if len(subject) > _LONG_SUBJECT:  # whatever could be written can be read: long subjects travel in the body
-            target, query = f"$JS.API.DIRECT.GET.{stream}", json.dumps({"last_by_subj": subject}).encode()
+        target, query = direct_question(stream, subject)
         while True:
             try:
                 return self._connection.exchange(target, query, b"", self._direct_deadline(deadline))
@@ -192,9 +193,17 @@ class JetStream:
             except (NoRespondersError, OperationTimeoutError):  # old servers do not answer where new ones refuse
                 if deadline.expired:
                     raise
-                if not self.stream_info(stream, deadline)["config"].get("allow_direct"):
-                    self._without_direct.add(stream)  # switched off meanwhile
+                self.learn_direct(stream, deadline)
                 return None
+
+    def takes_direct(self, stream: str) -> bool:
+        """Return whether direct requests for a stream make sense, as far as is known."""
+        return stream not in self._without_direct
+
+    def learn_direct(self, stream: str, deadline: Deadline) -> None:
+        """Find out whether direct requests, which were not answered, have been switched off."""
+        if not self.stream_info(stream, deadline)["config"].get("allow_direct"):
+            self._without_direct.add(stream)
 
     def _direct_deadline(self, deadline: Deadline) -> Deadline:
         """Leave time for the other way where a server that does not answer direct requests is an old one."""
@@ -212,15 +221,22 @@ class JetStream:
         return self._get(stream, {"seq": sequence, "next_by_subj": subject}, deadline)
 
     def _get(self, stream: str, query: Json, deadline: Deadline) -> StoredMessage | None:
-        try:
-            found = self.api(f"STREAM.MSG.GET.{stream}", query, deadline)["message"]
-        except JetStreamAPIError as error:
-            if error.err_code == _NO_MESSAGE:
-                return None
-            raise
+        found = self.get_raw(stream, query, deadline)
+        if found is None:
+            return None
         headers = parse_header_block(b64decode(found.get("hdrs", "")))[0]
         data = b64decode(found.get("data", ""))
         return StoredMessage(found["subject"], data, headers, found["seq"], parse_time(found["time"]))
+
+    def get_raw(self, stream: str, query: Json, deadline: Deadline) -> Json | None:
+        """Ask the leader for one message; return what it says of it."""
+        try:
+            found: Json = self.api(f"STREAM.MSG.GET.{stream}", query, deadline)["message"]
+        except JetStreamAPIError as error:
+            if error.err_code == NO_MESSAGE:
+                return None
+            raise
+        return found
 
     def last_of_each(
         self, stream: str, subject: str, deadline: Deadline, *, direct: bool, headers_only: bool = False
@@ -230,20 +246,19 @@ class JetStream:
         A subject that has messages during the whole call is there, however much is written meanwhile. A consumer alone
         does not give that: under concurrent writes servers miscount what is pending, and so end too early.
         """
-        subjects = self._subjects(stream, subject, deadline)
+        subjects = self.subjects(stream, subject, deadline)
         if not subjects:
             return []
-        newest = {
-            message.subject: message
-            for message in self.pull(stream, subject, deadline, policy="last_per_subject", headers_only=headers_only)
-        }
+        messages = self.pull_all(stream, subject, deadline, policy="last_per_subject", headers_only=headers_only)
+        newest = {message.subject: message for message in messages}
         for left_out in subjects - newest.keys():
             message = self.last(stream, left_out, direct=direct, deadline=deadline)
             if message is not None:
                 newest[left_out] = message
         return sorted(newest.values(), key=lambda message: message.sequence)
 
-    def _subjects(self, stream: str, subject: str, deadline: Deadline) -> set[str]:
+    def subjects(self, stream: str, subject: str, deadline: Deadline) -> set[str]:
+        """Return the subjects that match and have messages."""
         subjects: set[str] = set()
         while True:
             query = {"subjects_filter": subject, "offset": len(subjects)}
@@ -252,6 +267,16 @@ class JetStream:
             subjects.update(page)
             if not page or len(subjects) >= answer.get("total", 0):
                 return subjects
+
+    def pull_all(
+        self, stream: str, subject: str, deadline: Deadline, *, policy: str, headers_only: bool = False
+    ) -> list[StoredMessage]:
+        """Return all that `pull` yields; when the connection breaks, begin anew."""
+        while True:
+            try:
+                return list(self.pull(stream, subject, deadline, policy=policy, headers_only=headers_only))
+            except ConnectionLostError:
+                continue
 
     def pull(
         self,
@@ -270,6 +295,25 @@ class JetStream:
         consumer is deleted at the end, also after an error; if its creation was not answered in time, the server may
         keep it some seconds longer.
         """
+        raw = self.pull_raw(
+            stream, subject, deadline, policy=policy, headers_only=headers_only, batch=batch, count=count
+        )
+        with closing(raw):
+            for message in raw:
+                yield _read_delivered(message)
+
+    def pull_raw(
+        self,
+        stream: str,
+        subject: str,
+        deadline: Deadline,
+        *,
+        policy: str,
+        headers_only: bool,
+        batch: int,
+        count: int | None = None,
+    ) -> Generator[Message]:
+        """Do what `pull` does, with the messages as they come; `place_of` reads their places."""
         name = f"mono_sync_{secrets.token_hex(11)}"  # ours, so that it can be deleted though the answer is not awaited
         try:
             consumer = self._create_consumer(stream, name, subject, deadline, policy=policy, headers_only=headers_only)
@@ -290,9 +334,7 @@ class JetStream:
             with suppress(MonoError):
                 self._connection.publish(f"$JS.API.CONSUMER.DELETE.{stream}.{consumer}", timeout=_CLEAN_UP_TIMEOUT)
 
-    def _pull(
-        self, stream: str, consumer: str, batch: int, count: int | None, deadline: Deadline
-    ) -> Iterator[StoredMessage]:
+    def _pull(self, stream: str, consumer: str, batch: int, count: int | None, deadline: Deadline) -> Iterator[Message]:
         """Pull batch after batch.
 
         The server ends a pull as soon as it has nothing more (404, older ones 408), or after the pull's own time (408)
@@ -308,22 +350,22 @@ class JetStream:
                 size = batch if left is None else min(batch, left)
                 query = {"batch": size, "no_wait": True, "expires": int(_PULL_TIME * 1e9)}
                 inbox.ask(target, json.dumps(query).encode())
-                started, received, pending = monotonic(), 0, 0
+                started, received = monotonic(), 0
+                newest: Message | None = None
                 end: Message | None = None
                 while received < size and end is None:
                     message = inbox.next_within(_PULL_TIME + _PULL_PATIENCE, operation)
                     if message is None:  # nobody answers
                         self._check_consumer(stream, consumer, deadline)
                     elif message.status is None:
-                        stored = _read_delivered(message)
-                        received, pending = received + 1, stored.pending
-                        yield stored
+                        received, newest = received + 1, message
+                        yield message
                     else:
                         end = message
                 if left is not None:
                     left -= received
                 if end is None:
-                    if left is None and pending == 0:
+                    if left is None and newest is not None and place_of(newest).pending == 0:
                         return
                 elif end.status not in (404, 408):
                     self._check_consumer(stream, consumer, deadline)
@@ -379,9 +421,16 @@ def read_answer(data: bytes, context: str) -> Json:
         return answer
     code, err_code = int(error.get("code", 0)), int(error.get("err_code", 0))
     description = str(error.get("description", "no reason given"))
-    if err_code in _NOT_ENABLED or err_code in _NO_LEADER:
-        raise JetStreamUnavailableError(f"{context}: {description}", temporary=err_code in _NO_LEADER)
+    if err_code in _NOT_ENABLED or err_code in _NOT_NOW:
+        raise JetStreamUnavailableError(f"{context}: {description}", temporary=err_code in _NOT_NOW)
     raise JetStreamAPIError(code, err_code, description, context=context)
+
+
+def direct_question(stream: str, subject: str) -> tuple[str, bytes]:
+    """Return subject and payload of the request for the newest message of a subject, which any replica answers."""
+    if len(subject) > _LONG_SUBJECT:  # whatever could be written can be read: long subjects travel in the body
+        return f"$JS.API.DIRECT.GET.{stream}", json.dumps({"last_by_subj": subject}).encode()
+    return f"$JS.API.DIRECT.GET.{stream}.{subject}", b""
 
 
 def read_direct(message: Message) -> StoredMessage | None:
@@ -395,14 +444,32 @@ def read_direct(message: Message) -> StoredMessage | None:
     return StoredMessage(headers["Nats-Subject"], message.data, headers, sequence, time)
 
 
-def _read_delivered(message: Message) -> StoredMessage:
-    """Read a consumer's message; its place is in its reply subject (`$JS.ACK.…`, NATS ADR-15)."""
+class Place(NamedTuple):
+    """Where in its stream a message is that a consumer delivered.
+
+    Attributes:
+        sequence: its number.
+        nanoseconds: when it was stored, since 1970.
+        pending: how many the consumer has after it.
+    """
+
+    sequence: int
+    nanoseconds: int
+    pending: int
+
+
+def place_of(message: Message) -> Place:
+    """Return the place of a consumer's message, which is in its reply subject (`$JS.ACK.…`, NATS ADR-15)."""
     tokens = message.reply.split(".")
     if len(tokens) > 9:  # with domain and account in front
         del tokens[2:4]
-    sequence, nanoseconds, pending = int(tokens[5]), int(tokens[7]), int(tokens[8])
-    time = datetime.fromtimestamp(nanoseconds // 1000 / 1e6, UTC)  # not rounded, as by `parse_time`
-    return StoredMessage(message.subject, message.data, message.headers, sequence, time, pending)
+    return Place(int(tokens[5]), int(tokens[7]), int(tokens[8]))
+
+
+def _read_delivered(message: Message) -> StoredMessage:
+    place = place_of(message)
+    time = datetime.fromtimestamp(place.nanoseconds // 1000 / 1e6, UTC)  # not rounded, as by `parse_time`
+    return StoredMessage(message.subject, message.data, message.headers, place.sequence, time, place.pending)
 
 
 def parse_time(text: str) -> datetime:

@@ -48,16 +48,10 @@ class Session:
 
     def publish(self, command: bytes, deadline: Deadline, operation: str) -> None:
         """Hand a command to the socket."""
-        link = self.link
-
-        def send(waiter: Waiter) -> None:
-            link.transmit(waiter, command)
-
         try:
-            try:
-                self.loop.exchange(send, deadline=deadline, operation=operation)
-            except NotSentError:  # no connection, or a socket that takes no more: the loop waits until that has changed
-                self.run(link.publish, command, deadline=deadline, operation=operation)
+            self.loop.admit(deadline, operation)
+            if not self.link.transmit(command):  # no connection, or a socket that takes no more: the loop waits for it
+                self.run(self.link.publish, command, deadline=deadline, operation=operation)
         except ConnectionClosedError:
             raise
         except ClosedError as error:  # the loop was stopped first
@@ -73,7 +67,7 @@ class Session:
         try:
             try:
                 answer: Message = self.loop.exchange(send, deadline=deadline, operation=operation)
-            except NotSentError:  # as above
+            except NotSentError:  # as for `publish`
                 answer = self.run(link.request, request, deadline=deadline, operation=operation)
         except ConnectionClosedError:
             raise

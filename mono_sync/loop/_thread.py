@@ -105,16 +105,27 @@ class LoopThread:
             LoopStartError: the thread had to be started and could not.
             LoopError: something on the loop cancelled the coroutine.
         """
-        core = self._admit(deadline, operation)
-        return CoroutineCall[T](core, fn, args, deadline, operation).carry_out()
+        call: CoroutineCall[T] = CoroutineCall(self.admit(deadline, operation), fn, args, deadline, operation)
+        return call.carry_out()
 
     def call(self, fn: Callable[[*Ts], T], /, *args: *Ts, deadline: Deadline, operation: str) -> T:
         """Run the plain function ``fn(*args)`` on the loop thread and return its result.
 
         As `run`; but a function that has begun cannot be cancelled: a caller whose deadline passes leaves it behind.
         """
-        core = self._admit(deadline, operation)
-        return FunctionCall[T](core, fn, args, deadline, operation).carry_out()
+        call: FunctionCall[T] = FunctionCall(self.admit(deadline, operation), fn, args, deadline, operation)
+        return call.carry_out()
+
+    def admit(self, deadline: Deadline, operation: str) -> Core:
+        """Raise what `run` would if it could not even begin; start the thread if need be."""
+        core = self._running(deadline)
+        if threading.current_thread() is core.thread:
+            raise BlockingCallError(
+                f"{operation}: a blocking call from the event-loop thread itself would wait for ever"
+            )
+        if deadline.expired:
+            raise OperationTimeoutError(operation, deadline.timeout)
+        return core
 
     def exchange(self, begin: Callable[[Exchange[T]], object], /, *, deadline: Deadline, operation: str) -> T:
         """Run ``begin(exchange)`` in the calling thread, and wait until ``exchange.succeed`` or ``.fail`` is called.
@@ -123,7 +134,8 @@ class LoopThread:
         short way for requests that the loop has nothing to do with but to hand over the answer. Whoever holds the
         exchange after the caller has given up, for which `run` has the reasons, finds that it no longer ``waits``.
         """
-        return Exchange[T](self._admit(deadline, operation), deadline, operation).await_end(begin)
+        call: Exchange[T] = Exchange(self.admit(deadline, operation), deadline, operation)
+        return call.await_end(begin)
 
     def post(self, fn: Callable[[*Ts], object], /, *args: *Ts) -> bool:
         """Run the plain function ``fn(*args)`` on the loop thread soon, and return at once. It must not raise.
@@ -168,16 +180,6 @@ class LoopThread:
         core.forget()
 
     # --- starting
-
-    def _admit(self, deadline: Deadline, operation: str) -> Core:
-        core = self._running(deadline)
-        if threading.current_thread() is core.thread:
-            raise BlockingCallError(
-                f"{operation}: a blocking call from the event-loop thread itself would wait for ever"
-            )
-        if deadline.expired:
-            raise OperationTimeoutError(operation, deadline.timeout)
-        return core
 
     def _running(self, deadline: Deadline) -> Core:
         """Return the running core, started if need be."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from mono_sync.adapter import Message
+from mono_sync.adapter import Message, parse_header_block
 from mono_sync.storage._values import Operation
 
 _OPERATIONS = {operation.value: operation for operation in Operation}
@@ -14,6 +14,13 @@ _MARKED = {"MaxAge": Operation.PURGE, "Purge": Operation.PURGE, "Remove": Operat
 def is_marked(message: Message) -> bool:
     """Return whether a message marks a removal, or may do so."""
     return message.has_header(b"KV-Operation") or message.has_header(b"Nats-Marker-Reason")
+
+
+def operation_in(header_block: bytes) -> Operation:
+    """Tell what a message did from its headers as they came; quick for values."""
+    if b"\nKV-Operation:" in header_block or b"\nNats-Marker-Reason:" in header_block:
+        return operation_of(parse_header_block(header_block)[0])
+    return Operation.PUT
 
 
 def operation_of(headers: Mapping[str, str]) -> Operation:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Protocol, TypeVar, overload, runtime_checkable
 
 from mono_sync._durations import DEFAULT, Duration, Timeout
@@ -51,6 +51,17 @@ class KVStoragePort(Protocol):
     def purge(self, key: str, *, revision: int | None = None, timeout: Timeout = DEFAULT) -> None:
         """Delete a key with its history."""
 
+    def get_many(self, keys: Iterable[str], *, timeout: Timeout = DEFAULT) -> dict[str, bytes]:
+        """Return the values of those keys that are there."""
+
+    def set_many(
+        self, mapping: Mapping[str, Payload], *, ttl: Duration | None = None, timeout: Timeout = DEFAULT
+    ) -> dict[str, int]:
+        """Write many values and return their revisions."""
+
+    def delete_many(self, keys: Iterable[str], *, timeout: Timeout = DEFAULT) -> None:
+        """Delete many keys."""
+
     def keys(self, pattern: str = ">", *, timeout: Timeout = DEFAULT) -> list[str]:
         """Return the live keys that match a pattern."""
 
@@ -80,7 +91,20 @@ class KVStoragePort(Protocol):
         """Return a watcher of all keys."""
 
     def status(self, *, timeout: Timeout = DEFAULT) -> BucketStatus:
-        """Return size and limits."""
+        """Return size and limits, and count the keys."""
+
+    def purge_deletes(self, older_than: Duration = ..., *, timeout: Timeout = DEFAULT) -> int:
+        """Remove the marks of deletions that are older."""
+
+    def reset(self, *, timeout: Timeout = DEFAULT) -> None:
+        """Remove every key."""
+
+    def __getitem__(self, key: str) -> bytes: ...
+    def __setitem__(self, key: str, value: Payload) -> None: ...
+    def __delitem__(self, key: str) -> None: ...
+    def __contains__(self, key: str) -> bool: ...
+    def __iter__(self) -> Iterator[str]: ...
+    def __len__(self) -> int: ...
 
 
 @runtime_checkable

@@ -73,6 +73,8 @@ class BucketStatus:
         replicas: copies in a cluster.
         compression: whether the server compresses.
         description: for people.
+        keys: live keys of a key-value bucket; None for an object bucket.
+        tombstones: its keys that are deleted, purged or expired, and of which the bucket still holds the mark.
     """
 
     bucket: str
@@ -86,6 +88,8 @@ class BucketStatus:
     replicas: int
     compression: bool
     description: str
+    keys: int | None = None
+    tombstones: int | None = None
 
     @classmethod
     def from_stream(cls, bucket: str, info: Json) -> BucketStatus:

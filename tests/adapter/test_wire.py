@@ -2,90 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import socket
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Self
 
 import pytest
 
-from mono_sync._durations import Deadline
-from mono_sync.adapter._wire import Must, Wire
-from mono_sync.loop import LoopThread
+from mono_sync.adapter._outlet import Batch
 from tests.fixtures.waiting import wait_until
-
-
-class Request:
-    """A command that can be refused."""
-
-    def __init__(self, data: bytes, *, wanted: bool = True) -> None:
-        self.data = data
-        self.wanted = wanted
-        self.fate = ""
-        self.ended = threading.Event()
-
-    def claim(self) -> bool:
-        self.fate = "claimed"
-        return self.wanted
-
-    def refuse(self) -> bool:
-        self.fate = "refused"
-        self.ended.set()
-        return True
-
-
-class Pipe:
-    """A wire whose other end the test reads when it wants to."""
-
-    def __init__(self, *, direct: bool) -> None:
-        near, self.far = socket.socketpair()
-        near.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
-        near.setblocking(False)
-        self.far.settimeout(20)
-        self.loop = LoopThread("wire")
-        self._near = near
-        self._direct = direct
-        self.wire = self.loop.run(self._open, deadline=Deadline(20), operation="open")
-
-    async def _open(self) -> Wire:
-        loop = asyncio.get_running_loop()
-        pipe = self
-
-        class Protocol(asyncio.Protocol):
-            def resume_writing(self) -> None:
-                pipe.wire.resume()
-
-        self.transport, _ = await loop.create_connection(Protocol, sock=self._near)
-        self.transport.set_write_buffer_limits(high=0)
-        return Wire(self.transport, loop, direct=self._direct)
-
-    def read(self, size: int) -> bytes:
-        data = bytearray()
-        while len(data) < size:
-            data += self.far.recv(size - len(data))
-        return bytes(data)
-
-    def call(self, function: Any) -> Any:
-        return self.loop.call(function, deadline=Deadline(20), operation="call")
-
-    def fill(self) -> bytes:
-        """Send until the socket takes no more; return what will arrive."""
-        whole = b""
-        while not self.wire.backlog:
-            piece = Must(b"f" * 3000)
-            self.wire.put(piece)
-            whole += piece.data
-            self.call(int)  # what the wire has handed to the loop is there now
-        return whole
-
-    def close(self) -> None:
-        self.call(self.wire.close)
-        self.call(self.transport.abort)
-        self.loop.stop()
-        self.far.close()
+from tests.support.pipe import Pipe, Reader, Request, send_surely
+from tests.support.threads import Background
 
 
 @pytest.fixture(params=[True, False], ids=["direct", "relayed"])
@@ -109,31 +35,21 @@ def test_a_command_leaves(pipe: Pipe) -> None:
     assert request.fate == "claimed"
 
 
-def test_the_calling_thread_itself_writes(direct_pipe: Pipe) -> None:
-    busy, go = threading.Event(), threading.Event()
-    direct_pipe.loop.post(busy.set)
-    direct_pipe.loop.post(go.wait, 20)
-    assert busy.wait(20)
-    try:
-        with ThreadPoolExecutor(1) as pool:
-            pool.submit(direct_pipe.wire.put, Request(b"PING\r\n")).result(20)
-        assert direct_pipe.read(6) == b"PING\r\n"  # though the loop is busy
-    finally:
-        go.set()
-
-
-def test_the_main_thread_leaves_the_writing_to_the_loop(direct_pipe: Pipe) -> None:
+@pytest.mark.parametrize("in_main_thread", [True, False], ids=["main thread", "other thread"])
+def test_the_calling_thread_itself_writes(direct_pipe: Pipe, *, in_main_thread: bool) -> None:
     busy, go = threading.Event(), threading.Event()
     direct_pipe.loop.post(busy.set)
     direct_pipe.loop.post(go.wait, 20)
     assert busy.wait(20)
     request = Request(b"PING\r\n")
     try:
-        direct_pipe.wire.put(request)
-        assert request.fate == ""
+        if in_main_thread:
+            direct_pipe.wire.put(request)
+        else:
+            Background(direct_pipe.wire.put, request).result()
+        assert direct_pipe.read(6) == b"PING\r\n"  # though the loop is busy
     finally:
         go.set()
-    assert direct_pipe.read(6) == b"PING\r\n"
 
 
 def test_a_command_that_nobody_wants_any_more_is_not_sent(pipe: Pipe) -> None:
@@ -144,9 +60,9 @@ def test_a_command_that_nobody_wants_any_more_is_not_sent(pipe: Pipe) -> None:
 
 def test_what_the_socket_does_not_take_is_refused_or_waits(pipe: Pipe) -> None:
     before = pipe.fill()
-    request, must = Request(b"refused"), Must(b"waits")
+    request = Request(b"refused")
     pipe.wire.put(request)
-    pipe.wire.put(must)
+    pipe.add(b"waits")
     assert request.ended.wait(20)
     assert request.fate == "refused"
     assert pipe.read(len(before) + 5) == before + b"waits"
@@ -160,50 +76,8 @@ def test_what_the_socket_does_not_take_is_refused_or_waits(pipe: Pipe) -> None:
 def test_a_large_command_leaves_whole(pipe: Pipe) -> None:
     data = bytes(range(256)) * 10_000
     pipe.wire.put(Request(data))
-    pipe.wire.put(Must(b"end"))
+    pipe.add(b"end")
     assert pipe.read(len(data) + 3) == data + b"end"
-
-
-class Reader:
-    """Takes commands ``<...>`` from the other end, in order, until that is closed."""
-
-    def __init__(self, pipe: Pipe) -> None:
-        self.commands: list[str] = []
-        self.seen: set[str] = set()
-        self._pipe = pipe
-        self._thread = threading.Thread(target=self._read)
-
-    def _read(self) -> None:
-        rest = ""
-        with contextlib.suppress(OSError):  # closed
-            while piece := self._pipe.far.recv(1 << 12):
-                *whole, rest = (rest + piece.decode()).split(">")
-                self.commands += [f"{command}>" for command in whole]
-                self.seen.update(f"{command}>" for command in whole)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        with contextlib.suppress(OSError):
-            self._pipe.far.shutdown(socket.SHUT_RD)
-        self._thread.join(20)
-        assert not self._thread.is_alive()
-
-
-def send_surely(pipe: Pipe, reader: Reader, command: str) -> int:
-    """Send until it has arrived; return how often it was refused."""
-    refused = 0
-    while True:
-        request = Request(command.encode())
-        pipe.wire.put(request)
-        ended = request.ended
-        wait_until(lambda: command in reader.seen or ended.is_set(), command)  # noqa: B023  # called at once
-        if not request.ended.is_set():
-            return refused
-        assert command not in reader.seen, "refused, but sent"
-        refused += 1
 
 
 def test_commands_of_many_threads_leave_whole_and_once_and_in_order(pipe: Pipe) -> None:
@@ -238,10 +112,10 @@ def test_after_the_end_everything_is_refused(pipe: Pipe) -> None:
 
 
 def test_the_end_leaves_no_file_descriptor(direct_pipe: Pipe) -> None:
-    wire_socket = direct_pipe.wire._socket
-    assert wire_socket is not None
+    file = direct_pipe.wire._outlet._file
+    assert file is not None
     direct_pipe.call(direct_pipe.wire.close)
-    assert wire_socket.fileno() == -1
+    assert file.closed
 
 
 class Gate:
@@ -269,14 +143,16 @@ class Gate:
 
 @pytest.mark.parametrize("direct", [True, False], ids=["is direct", "becomes direct"])
 def test_whoever_finds_the_gate_shut_by_the_loop_is_not_forgotten(direct_pipe: Pipe, *, direct: bool) -> None:
-    request = Request(b"<left to the loop>")
+    first, request = Request(b"<sent by the loop>"), Request(b"<left to the loop>")
     wire = direct_pipe.wire
 
     def put_in_another_thread() -> None:
         with ThreadPoolExecutor(1) as pool:
             pool.submit(wire.put, request).result(20)
 
-    wire._direct = direct
+    if not direct:
+        direct_pipe.call(lambda: wire._left.append(Batch()))
+    wire._line.append(first)
     wire._gate = Gate(put_in_another_thread)  # type: ignore[assignment]
     direct_pipe.call(wire.resume)
-    assert direct_pipe.read(len(request.data)) == request.data
+    assert direct_pipe.read(len(first.data + request.data)) == first.data + request.data

@@ -8,9 +8,9 @@ import pytest
 
 from mono_sync import Connection, MonoError, PermissionDeniedError
 from mono_sync._durations import Deadline
+from mono_sync.connection import Inbox
 from tests.connection.conftest import Connect
 from tests.fixtures.servers import RunNatsServer
-from tests.fixtures.waiting import wait_until
 
 ECHO = "$JS.API.INFO"
 
@@ -28,6 +28,11 @@ def _subscriptions(connection: Connection) -> int:
     return len(client._subs)
 
 
+def _inboxes(connection: Connection) -> int:
+    assert connection._session is not None
+    return len(connection._session.link._inboxes)
+
+
 def test_answers_come_in_order(connection: Connection) -> None:
     with connection.inbox(Deadline(5)) as inbox:
         for _ in range(3):
@@ -36,31 +41,52 @@ def test_answers_come_in_order(connection: Connection) -> None:
         assert inbox.poll(0.01) is None
 
 
-def test_nothing_is_left_after_it(connection: Connection) -> None:
+def test_it_costs_no_subscription_and_nothing_is_left_after_it(connection: Connection) -> None:
     before = _subscriptions(connection)
     for _ in range(3):
-        with connection.inbox(Deadline(5)):
-            assert _subscriptions(connection) == before + 1
-    wait_until(lambda: _subscriptions(connection) == before, "unsubscribed")
+        with connection.inbox(Deadline(5)) as inbox:
+            inbox.receive_from("a consumer")
+            inbox.receive_from("another")
+            assert _inboxes(connection) == 2
+            assert _subscriptions(connection) == before
+        assert _inboxes(connection) == 0
+
+
+def test_what_comes_for_an_inbox_that_has_ended_is_dropped(connection: Connection) -> None:
+    with connection.inbox(Deadline(5)) as ended:
+        pass
+    with connection.inbox(Deadline(5)) as inbox:
+        connection.publish(ended.subject, b"late")
+        connection.publish(inbox.subject, b"in time")
+        assert inbox.next("test").data == b"in time"
+
+
+def test_each_of_many_inboxes_gets_its_own_answers(connection: Connection) -> None:
+    inboxes = [connection.inbox(Deadline(5)) for _ in range(100)]
+    for inbox in inboxes:
+        inbox.open()
+    for number, inbox in enumerate(inboxes):
+        connection.publish(inbox.subject, b"%d" % number)
+    assert [inbox.next("test").data for inbox in inboxes] == [b"%d" % number for number in range(100)]
+    for inbox in inboxes:
+        inbox.close()
 
 
 def test_an_interrupt_while_it_begins_leaves_nothing(connection: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = _subscriptions(connection)
-    begin = connection.start_listening
+    begin = Inbox.open
 
-    def interrupted(*args: object) -> None:
-        begin(*args)  # type: ignore[arg-type]
+    def interrupted(inbox: Inbox) -> None:
+        begin(inbox)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(connection, "start_listening", interrupted)
+    monkeypatch.setattr(Inbox, "open", interrupted)
     with pytest.raises(KeyboardInterrupt), connection.inbox(Deadline(5)):
         pass
-    wait_until(lambda: _subscriptions(connection) == before, "unsubscribed")
+    gc.collect()
+    assert _inboxes(connection) == 0
 
 
 def test_an_interrupt_while_it_ends_leaves_nothing(connection: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = _subscriptions(connection)
-
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
@@ -71,7 +97,7 @@ def test_an_interrupt_while_it_ends_leaves_nothing(connection: Connection, monke
             pass
     del inbox
     gc.collect()
-    wait_until(lambda: _subscriptions(connection) == before, "unsubscribed")
+    assert _inboxes(connection) == 0
 
 
 def test_a_forbidden_subject_is_told_at_once(run_nats_server: RunNatsServer, connect: Connect) -> None:

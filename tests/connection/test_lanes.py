@@ -17,7 +17,7 @@ import trustme
 import mono_sync
 from mono_sync import Connection, ConnectionLostError, KVBucketConfig, OperationTimeoutError
 from mono_sync._durations import Deadline
-from mono_sync.adapter import _wire
+from mono_sync.adapter import _outlet
 from mono_sync.adapter._link import Link
 from mono_sync.adapter.client import NatsClient
 from tests.connection.conftest import Connect, flush_after_restart
@@ -50,7 +50,7 @@ def _lanes(connection: Connection) -> tuple[bool, bool]:
 def expected(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> tuple[bool, bool]:
     """Break what the lanes need; return which of them is left."""
     if request.param in ("no socket", "neither"):
-        monkeypatch.setattr(_wire, "_duplicate", lambda _transport: None)
+        monkeypatch.setattr(_outlet, "_duplicate", lambda _transport: None)
     if request.param in ("no parser", "neither"):
         monkeypatch.setattr(NatsClient, "_parser_is_idle", lambda _client: False)
     return request.param in ("both", "no parser"), request.param in ("both", "no socket")

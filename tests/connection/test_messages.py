@@ -243,8 +243,8 @@ def test_drain_refuses_what_is_new(any_server: EmbeddedServer, connect: Connect)
         for call in (requester.flush, requester.rtt, lambda: requester.request("x")):
             with pytest.raises(ConnectionClosedError, match="draining"):
                 call()
-        with pytest.raises(ConnectionClosedError, match="draining"), requester.inbox(Deadline(5)):
-            pass
+        with requester.inbox(Deadline(5)) as refused_too, pytest.raises(ConnectionClosedError, match="draining"):
+            refused_too.ask("x", b"")
         responder.publish(question.reply, b"answer")
         assert answer.result(10).data == b"answer"
         drained.result(10)

@@ -97,7 +97,7 @@ def write_at_once(bucket: KVBucket, keys: Iterable[str]) -> None:
     options = {"auth_token": connection.config.token, "verbose": False}
     with socket.create_connection((host, int(port)), timeout=30) as client:
         client.sendall(b"CONNECT %b\r\n%bPING\r\n" % (json.dumps(options).encode(), b"".join(messages)))
-        wait_until(lambda: bucket.status().messages == len(messages), "all are stored", timeout=30)
+        wait_until(lambda: raw_kv(bucket).state["messages"] == len(messages), "all are stored", timeout=30)
 
 
 @contextlib.contextmanager

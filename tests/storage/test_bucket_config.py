@@ -148,7 +148,7 @@ def test_object_options_arrive_at_the_server(new_objects: NewObjects) -> None:
         "subjects": [f"$O.{objects.name}.C.>", f"$O.{objects.name}.M.>"],
         "description": "d",
         "max_age": 3600 * SECOND,
-        "duplicate_window": 120 * SECOND,
+        "duplicate_window": 30 * SECOND,
         "max_bytes": 10**6,
         "storage": "file",
         "compression": "s2",
@@ -162,7 +162,7 @@ def test_object_options_arrive_at_the_server(new_objects: NewObjects) -> None:
 def test_defaults_are_unlimited(any_kv: KVBucket, any_objects: ObjectBucket) -> None:
     for config in (raw_kv(any_kv).config, raw_objects(any_objects).config):
         assert (config["max_age"], config["max_bytes"], config["max_msg_size"]) == (0, -1, -1)
-        assert config["duplicate_window"] == 120 * SECOND
+        assert config["duplicate_window"] == 30 * SECOND
         assert config.get("compression", "none") == "none"
 
 

@@ -43,7 +43,7 @@ class Peer(Listener):
 
     def reply(self, subject: str, answer: Answer) -> None:
         """Send a message to the subscription that takes the subject."""
-        number = self._subscriptions.get(subject) or self._subscriptions[f"{subject.rpartition('.')[0]}.*"]
+        number = next(number for pattern, number in self._subscriptions.items() if _matches(subject, pattern))
         head, body = (answer, b"") if isinstance(answer, bytes) else (b"NATS/1.0\r\n\r\n", json.dumps(answer).encode())
         size = len(head) + len(body)
         self.say(f"HMSG {subject} {number} {len(head)} {size}\r\n".encode() + head + body + b"\r\n")
@@ -66,3 +66,8 @@ class Peer(Listener):
                     answer = self._answer(subject, reply)
                     if answer is not None:
                         self.reply(reply, answer)
+
+
+def _matches(subject: str, pattern: str) -> bool:
+    tokens, wanted = subject.split("."), pattern.split(".")
+    return len(tokens) == len(wanted) and all(want in ("*", token) for token, want in zip(tokens, wanted, strict=True))

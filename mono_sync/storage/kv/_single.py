@@ -13,6 +13,7 @@ from mono_sync.connection import (
     StoredMessage,
     actual_revision,
     is_conflict,
+    read_direct,
 )
 from mono_sync.errors import JetStreamAPIError, KeyExistsError, KeyNotFoundError, MonoError, RevisionMismatchError
 from mono_sync.storage._bucket import Bucket, check_subject_length
@@ -50,7 +51,9 @@ class SingleKeys(Bucket[KVBucketConfig]):
             message = self._direct_answer(key, deadline)
             if message is not None and message.status is None and not is_marked(message):
                 return message.data
-        entry = self._newest(key, deadline)
+            entry = self._newest(key, deadline, direct=False) if message is None else self._read(message)
+        else:
+            entry = self._newest(key, deadline)
         return default if entry is None or entry.operation is not Operation.PUT else entry.value
 
     def get_entry(self, key: str, *, revision: int | None = None, timeout: Timeout = DEFAULT) -> Entry:
@@ -80,10 +83,10 @@ class SingleKeys(Bucket[KVBucketConfig]):
         subject, deadline = self._subject(key), self._deadline(timeout)
         with self._errors(deadline, "reading the history of key", key):
             if self._replicated:
-                return [self._entry(message) for message in self._revisions(subject, deadline)]
-            return [
-                self._entry(message) for message in self._jetstream.pull(self._stream, subject, deadline, policy="all")
-            ]
+                messages = list(self._revisions(subject, deadline))
+            else:
+                messages = self._jetstream.pull_all(self._stream, subject, deadline, policy="all")
+        return [self._entry(message) for message in messages]
 
     def _revisions(self, subject: str, deadline: Deadline) -> Iterator[StoredMessage]:
         """Ask the leader; a consumer may live on another replica, which may lag behind."""
@@ -241,6 +244,10 @@ class SingleKeys(Bucket[KVBucketConfig]):
             return self._jetstream.last_direct(self._stream, subject, deadline)
         except MonoError as error:
             self._explain(error, deadline, "reading key", key)
+
+    def _read(self, message: Message) -> Entry | None:
+        found = read_direct(message)
+        return None if found is None else self._entry(found)
 
     def _newest(self, key: str, deadline: Deadline, *, direct: bool | None = None) -> Entry | None:
         direct = self._direct if direct is None else direct

@@ -1,0 +1,235 @@
+"""Many messages under way at a time: questions that may be asked again, and writes that happen once each."""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import Final, TypeAlias, TypeVar
+
+from mono_sync._durations import Deadline
+from mono_sync.adapter import Message
+from mono_sync.connection._connection import CoreConnection
+from mono_sync.connection._exactly_once import ExactlyOnce, Write
+from mono_sync.connection._inbox import Inbox, Question
+from mono_sync.connection._jetstream import JetStream
+from mono_sync.errors import (
+    ConnectionClosedError,
+    ConnectionLostError,
+    JetStreamAPIError,
+    JetStreamUnavailableError,
+    MessageError,
+    MonoError,
+    NoRespondersError,
+    OperationTimeoutError,
+    OutcomeUnknownError,
+    PermissionDeniedError,
+)
+
+T = TypeVar("T")
+
+Unsent: TypeAlias = tuple[str, bytes, str]
+"""Subject and payload of a message, and what to call its writing in errors."""
+
+_MOST_UNDER_WAY: Final = 500  # the server queues 10,000 for a stream, whoever they are from, and refuses more
+_MOST_BYTES_UNDER_WAY: Final = 4 << 20
+_MOST_AT_ONCE: Final = 128  # the server works on the first ones while the next are prepared
+_PATIENCE: Final = 1.5  # a server that dies in a cluster takes its answers along, and no connection breaks
+
+
+def ask_each(
+    connection: CoreConnection,
+    waiting: deque[T],
+    question: Callable[[T], tuple[str, bytes]],
+    deadline: Deadline,
+    operation: str,
+    *,
+    window: Callable[[int], int],
+    patience: float = _PATIENCE,
+    is_last: Callable[[Message], bool] | None = None,
+) -> Iterator[tuple[T, Message | None]]:
+    """Ask about each of many items, many questions being under way at a time, and yield what is answered.
+
+    What is unanswered when the connection breaks is asked again, so answers may come twice.
+
+    Args:
+        connection: where to ask.
+        waiting: the items; it is emptied, and the caller may add to it meanwhile.
+        question: returns subject and payload of the question about an item.
+        deadline: total.
+        operation: what to call it in errors.
+        window: returns how many questions may be under way, given the size of the largest answer yet.
+        patience: seconds without any answer after which the questions under way are given up: each yields None.
+        is_last: whether an answer is the last one to its question; None: every question has one.
+    """
+    numbers = itertools.count()
+    under_way: dict[str, T] = {}
+    largest = 0
+    with connection.inbox(deadline) as inbox:
+        while waiting or under_way:
+            most = window(largest)
+            if waiting and 2 * len(under_way) <= most:
+                asked: list[Question] = []
+                while waiting and len(under_way) < most:
+                    item, tag = waiting.popleft(), str(next(numbers))
+                    under_way[tag] = item
+                    asked.append((*question(item), b"", tag))
+                inbox.ask_all(asked)
+            try:
+                message = inbox.next_within(patience, operation)
+            except ConnectionLostError:
+                waiting.extendleft(reversed(under_way.values()))
+                under_way.clear()
+                continue
+            if message is None:
+                silent = list(under_way.values())
+                under_way.clear()
+                yield from ((item, None) for item in silent)
+                continue
+            largest = max(largest, len(message.data))
+            tag = message.subject.rpartition(".")[2]
+            if tag in under_way:
+                ended = is_last is None or is_last(message)
+                yield (under_way.pop(tag) if ended else under_way[tag]), message
+
+
+class Batch:
+    """Messages that are stored in a stream, each once, many of them under way at a time. One thread, one `run`.
+
+    They are sent in order. Where the connection breaks, or answers stay away, those under way are settled one by one
+    before the next are sent.
+
+    Attributes:
+        stored: the sequences of the messages stored, by subject.
+        failed: why each of the others was not stored, by subject. For the kind `OutcomeUnknownError` it may have been;
+            for all other kinds it has not been, nor will it be.
+
+    Args:
+        connection: where to send.
+        writer: the stream.
+        messages: each of another subject.
+        headers: of every message; names and values that NATS can carry.
+        deadline: until when to try.
+    """
+
+    def __init__(
+        self,
+        connection: CoreConnection,
+        writer: ExactlyOnce,
+        messages: Iterable[Unsent],
+        headers: dict[str, str],
+        deadline: Deadline,
+    ) -> None:
+        self.stored: dict[str, int] = {}
+        self.failed: dict[str, MonoError] = {}
+        self._connection = connection
+        self._writer = writer
+        self._waiting = deque(messages)
+        self._headers = headers
+        self._deadline = deadline
+        self._numbers = itertools.count()
+        self._under_way: dict[str, Write] = {}
+        self._bytes_under_way = 0
+
+    def run(self) -> None:
+        """Send and await the answers; return when it is known of every message what became of it, or at the deadline.
+
+        Raises:
+            OperationTimeoutError: the connection was being opened by another thread until the deadline.
+            ConnectionClosedError: the connection was closed before anything was sent.
+        """
+        with self._connection.inbox(self._deadline) as inbox:
+            while self._waiting or self._under_way:
+                try:
+                    if not self._deadline.expired:
+                        self._send(inbox)
+                    message = inbox.next_within(_PATIENCE, "storing messages")
+                except ConnectionLostError:
+                    message = None
+                except PermissionDeniedError as error:
+                    self._settle(self._sent_to(error.subject))
+                    continue
+                except (OperationTimeoutError, ConnectionClosedError) as error:
+                    self._give_up(error)
+                    return
+                if message is None:
+                    self._settle(list(self._under_way))
+                else:
+                    self._note(message)
+
+    def _send(self, inbox: Inbox) -> None:
+        if 2 * len(self._under_way) > _MOST_UNDER_WAY or 2 * self._bytes_under_way > _MOST_BYTES_UNDER_WAY:
+            return  # what is left of the window is not worth a system call
+        while (
+            self._waiting and len(self._under_way) < _MOST_UNDER_WAY and self._bytes_under_way < _MOST_BYTES_UNDER_WAY
+        ):
+            group = list(self._next_group())
+            try:
+                inbox.ask_all([(write.subject, write.data, write.block, tag) for tag, write in group])
+            except MessageError:  # one of them is too large for the server that we have come to meanwhile
+                for _, write in group:
+                    self._waiting.popleft()
+                    self._carry_out(write, in_doubt=False)
+            else:
+                for tag, write in group:
+                    self._waiting.popleft()
+                    self._under_way[tag] = write
+                    self._bytes_under_way += len(write.data)
+
+    def _next_group(self) -> Iterator[tuple[str, Write]]:
+        size = self._bytes_under_way
+        for subject, data, operation in itertools.islice(self._waiting, _MOST_AT_ONCE):
+            yield (
+                str(next(self._numbers)),
+                self._writer.prepare(subject, data, self._headers, self._deadline, operation),
+            )
+            size += len(data)
+            if size >= _MOST_BYTES_UNDER_WAY:
+                return
+
+    def _taken(self, tag: str) -> Write:
+        write = self._under_way.pop(tag)
+        self._bytes_under_way -= len(write.data)
+        return write
+
+    def _note(self, message: Message) -> None:
+        tag = message.subject.rpartition(".")[2]
+        if tag not in self._under_way:
+            return  # settled before
+        write = self._taken(tag)
+        try:
+            self._succeed(write, JetStream.read_ack(message, write.operation).sequence)
+        except (NoRespondersError, JetStreamUnavailableError):  # refused unseen, for the moment
+            self._carry_out(write, in_doubt=False)
+        except JetStreamAPIError as error:
+            self.failed[write.subject] = error
+
+    def _sent_to(self, subject: str) -> list[str]:
+        """Return what a refusal may be about; the server tells the subject in lower case."""
+        return [tag for tag, write in self._under_way.items() if write.subject.lower() == subject.lower()]
+
+    def _settle(self, tags: list[str]) -> None:
+        for tag in tags:
+            self._carry_out(self._taken(tag), in_doubt=True)
+
+    def _carry_out(self, write: Write, *, in_doubt: bool) -> None:
+        try:
+            self._succeed(write, self._writer.carry_out(write, self._deadline, in_doubt=in_doubt))
+        except MonoError as error:
+            self.failed[write.subject] = error
+
+    def _succeed(self, write: Write, sequence: int) -> None:
+        self.stored[write.subject] = sequence
+        self._writer.saw(sequence)
+
+    def _give_up(self, error: OperationTimeoutError | ConnectionClosedError) -> None:
+        """Say of all that is left what may have become of it."""
+        closed, timeout = isinstance(error, ConnectionClosedError), self._deadline.timeout
+        for write in self._under_way.values():
+            unknown = OutcomeUnknownError(write.operation, None if closed else timeout, str(error) if closed else "")
+            unknown.__cause__ = error
+            self.failed[write.subject] = unknown
+        for subject, _, operation in self._waiting:
+            self.failed[subject] = (
+                ConnectionClosedError(str(error)) if closed else OperationTimeoutError(operation, timeout, sent=False)
+            )
