@@ -99,6 +99,7 @@ from mono_sync.storage import (
     ObjectBucket,
     ObjectInfo,
     Operation,
+    Transaction,
 )
 
 __version__ = "0.1.0"
@@ -198,6 +199,7 @@ __all__ = [
     "ServiceProviderModule",
     "StorageError",
     "StoreInUseError",
+    "Transaction",
     "UnsupportedByServerError",
     "UsePluginModule",
     "ValueTooLargeError",

@@ -48,7 +48,7 @@ def actual_revision(error: JetStreamAPIError) -> int | None:
 
 
 @dataclass(slots=True)
-class _Write:
+class Write:
     """One write, from its first attempt to its end."""
 
     subject: str
@@ -118,7 +118,7 @@ class ExactlyOnce:
         marked = {MESSAGE_ID: message_id, **headers}
         if expected is not None:
             marked[EXPECTED_REVISION] = str(expected)
-        write = _Write(
+        write = Write(
             subject,
             data,
             encode_known_headers(marked),
@@ -133,7 +133,7 @@ class ExactlyOnce:
         self._seen = max(self._seen, sequence)  # threads may race here: the smaller one is true as well
         return sequence
 
-    def _carry_out(self, write: _Write, deadline: Deadline) -> int:
+    def _carry_out(self, write: Write, deadline: Deadline) -> int:
         """Send, and send again, until it is known what became of it."""
         in_doubt, pause = False, _SHORTEST_PAUSE
         while True:
@@ -158,7 +158,7 @@ class ExactlyOnce:
                 time.sleep(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE)
 
-    def _send(self, write: _Write, deadline: Deadline) -> PubAck:
+    def _send(self, write: Write, deadline: Deadline) -> PubAck:
         """Make one attempt. In a cluster the leader may die with the answer, and no connection break."""
         if self._connection.server_info.cluster:
             deadline = deadline.at_most(_PATIENCE)
@@ -183,7 +183,7 @@ class ExactlyOnce:
 
     # --- after an attempt whose answer was lost
 
-    def _settle(self, write: _Write, deadline: Deadline) -> int:
+    def _settle(self, write: Write, deadline: Deadline) -> int:
         """Find out whether an earlier attempt was stored, and make another one if not; return the sequence."""
         if self._remembers(write):
             return self._send_again(write, deadline)
@@ -201,7 +201,7 @@ class ExactlyOnce:
                 return found
         return self._send_again(write, deadline)
 
-    def _remembers(self, write: _Write) -> bool:
+    def _remembers(self, write: Write) -> bool:
         """Return whether the server knows every id that it has stored since the first attempt.
 
         The server that we are connected to is known by its identity, which changes with each start; which one leads a
@@ -211,7 +211,7 @@ class ExactlyOnce:
         within = time.monotonic() - write.started < self._window
         return within and not server.cluster and server.id == write.server
 
-    def _send_again(self, write: _Write, deadline: Deadline) -> int:
+    def _send_again(self, write: Write, deadline: Deadline) -> int:
         """Send it once more; a conflict may be one with itself, where the server checks the revision first."""
         try:
             return self._send(write, deadline).sequence
@@ -225,7 +225,7 @@ class ExactlyOnce:
                 raise
             return known
 
-    def _ask_for_id(self, write: _Write, deadline: Deadline) -> int | None:
+    def _ask_for_id(self, write: Write, deadline: Deadline) -> int | None:
         """Return the sequence under which the server knows the id; nothing is stored."""
         if not self._connection.server_info.supports(_CHECKS_REVISION_FIRST):
             return None
@@ -238,10 +238,10 @@ class ExactlyOnce:
                 return None
             raise
 
-    def _last(self, write: _Write, deadline: Deadline) -> StoredMessage | None:
+    def _last(self, write: Write, deadline: Deadline) -> StoredMessage | None:
         return self._jetstream.last(self._stream, write.subject, direct=False, deadline=deadline)
 
-    def _find_in_history(self, write: _Write, newest: StoredMessage, deadline: Deadline) -> int | None:
+    def _find_in_history(self, write: Write, newest: StoredMessage, deadline: Deadline) -> int | None:
         """Return where the message is among those that came after the first attempt; None: it never was stored.
 
         Raises:

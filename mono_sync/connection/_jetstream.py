@@ -218,9 +218,7 @@ class JetStream:
             if error.err_code == _NO_MESSAGE:
                 return None
             raise
-        headers = parse_header_block(b64decode(found.get("hdrs", "")))[0]
-        data = b64decode(found.get("data", ""))
-        return StoredMessage(found["subject"], data, headers, found["seq"], parse_time(found["time"]))
+        return _stored(found)
 
     def last_of_each(
         self, stream: str, subject: str, deadline: Deadline, *, direct: bool, headers_only: bool = False
@@ -375,6 +373,18 @@ def read_direct(message: Message) -> StoredMessage | None:
     headers = message.headers
     sequence, time = int(headers["Nats-Sequence"]), parse_time(headers["Nats-Time-Stamp"])
     return StoredMessage(headers["Nats-Subject"], message.data, headers, sequence, time)
+
+
+def read_stored(message: Message) -> StoredMessage | None:
+    """Read the leader's answer about a message; None: it tells of none."""
+    found = None if message.status else json.loads(message.data).get("message")
+    return None if found is None else _stored(found)
+
+
+def _stored(found: Json) -> StoredMessage:
+    headers = parse_header_block(b64decode(found.get("hdrs", "")))[0]
+    data = b64decode(found.get("data", ""))
+    return StoredMessage(found["subject"], data, headers, found["seq"], parse_time(found["time"]))
 
 
 def _read_delivered(message: Message) -> StoredMessage:

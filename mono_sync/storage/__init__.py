@@ -4,7 +4,7 @@ from mono_sync.storage._config import BucketConfig, FSBucketConfig, KVBucketConf
 from mono_sync.storage._objects import ObjectBucket
 from mono_sync.storage._ports import FileStoragePort, KVStoragePort
 from mono_sync.storage._values import BucketStatus, Entry, ObjectInfo, Operation
-from mono_sync.storage.kv import KVBucket
+from mono_sync.storage.kv import KVBucket, Transaction
 
 __all__ = [
     "BucketConfig",
@@ -18,4 +18,5 @@ __all__ = [
     "ObjectBucket",
     "ObjectInfo",
     "Operation",
+    "Transaction",
 ]

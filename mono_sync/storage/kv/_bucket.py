@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from mono_sync.storage.kv._many import ManyKeys
+from mono_sync.storage.kv._modify import Modifications
 
 
-class KVBucket(ManyKeys):
+class KVBucket(Modifications):
     """A key-value bucket (NATS ADR-8). Thread-safe; other NATS clients read what it writes and the reverse.
 
     Keys are letters, digits and ``- / _ = .``; values are bytes. Every call takes ``timeout``, a total deadline in
