@@ -107,6 +107,7 @@ from mono_sync.storage import (
     ObjectInfo,
     Operation,
     TextCodec,
+    Transaction,
     TypedBucket,
     Watcher,
 )
@@ -217,6 +218,7 @@ __all__ = [
     "StorageError",
     "StoreInUseError",
     "TextCodec",
+    "Transaction",
     "TypedBucket",
     "UnsupportedByServerError",
     "UsePluginModule",

@@ -222,11 +222,7 @@ class JetStream:
 
     def _get(self, stream: str, query: Json, deadline: Deadline) -> StoredMessage | None:
         found = self.get_raw(stream, query, deadline)
-        if found is None:
-            return None
-        headers = parse_header_block(b64decode(found.get("hdrs", "")))[0]
-        data = b64decode(found.get("data", ""))
-        return StoredMessage(found["subject"], data, headers, found["seq"], parse_time(found["time"]))
+        return None if found is None else _stored(found)
 
     def get_raw(self, stream: str, query: Json, deadline: Deadline) -> Json | None:
         """Ask the leader for one message; return what it says of it."""
@@ -442,6 +438,18 @@ def read_direct(message: Message) -> StoredMessage | None:
     headers = message.headers
     sequence, time = int(headers["Nats-Sequence"]), parse_time(headers["Nats-Time-Stamp"])
     return StoredMessage(headers["Nats-Subject"], message.data, headers, sequence, time)
+
+
+def read_stored(message: Message) -> StoredMessage | None:
+    """Read the leader's answer about a message; None: it tells of none."""
+    found = None if message.status else json.loads(message.data).get("message")
+    return None if found is None else _stored(found)
+
+
+def _stored(found: Json) -> StoredMessage:
+    headers = parse_header_block(b64decode(found.get("hdrs", "")))[0]
+    data = b64decode(found.get("data", ""))
+    return StoredMessage(found["subject"], data, headers, found["seq"], parse_time(found["time"]))
 
 
 class Place(NamedTuple):

@@ -6,7 +6,7 @@ from mono_sync.storage._objects import ObjectBucket
 from mono_sync.storage._ports import FileStoragePort, KVStoragePort
 from mono_sync.storage._values import BucketStatus, Entry, ObjectInfo, Operation
 from mono_sync.storage._watcher import Watcher
-from mono_sync.storage.kv import KVBucket, TypedBucket
+from mono_sync.storage.kv import KVBucket, Transaction, TypedBucket
 
 __all__ = [
     "BucketConfig",
@@ -23,6 +23,7 @@ __all__ = [
     "ObjectInfo",
     "Operation",
     "TextCodec",
+    "Transaction",
     "TypedBucket",
     "Watcher",
 ]

@@ -20,6 +20,7 @@ from mono_sync.storage._config import STREAM_NOT_FOUND
 _TOO_LARGE = 10054
 _FULL = frozenset({10023, 10047, 10077})  # resources and storage of the server, limit of the stream
 _TTL_DISABLED = 10166
+_ATOMIC_DISABLED = 10174
 
 
 @contextmanager
@@ -31,7 +32,7 @@ def bucket_errors(bucket: str, key: str = "", size: int = 0) -> Iterator[None]:
         BucketFullError: a limit is reached.
         ValueTooLargeError: more than bucket or server take.
         InvalidKeyError: the key does not fit one line of the protocol, which a long ``inbox_prefix`` shortens.
-        BucketConfigError: the bucket does not allow a TTL per key.
+        BucketConfigError: the bucket does not allow a TTL per key, or transactions.
     """
     try:
         yield
@@ -50,4 +51,11 @@ def bucket_errors(bucket: str, key: str = "", size: int = 0) -> Iterator[None]:
         if error.err_code == _TTL_DISABLED:
             reason = "it allows no TTL per key; open it with a KVBucketConfig, which switches that on"
             raise BucketConfigError(bucket, reason) from error
+        if error.err_code == _ATOMIC_DISABLED:
+            raise no_transactions(bucket) from error
         raise
+
+
+def no_transactions(bucket: str) -> BucketConfigError:
+    """Return the error of a transaction in a bucket whose stream takes no batches."""
+    return BucketConfigError(bucket, "it allows no transactions; open it with a KVBucketConfig, which switches them on")

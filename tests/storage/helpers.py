@@ -10,8 +10,10 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
+import pytest
+
 import mono_sync
-from mono_sync import Connection, KVBucket, ObjectBucket
+from mono_sync import Connection, KVBucket, ObjectBucket, Transaction
 from mono_sync._durations import Deadline
 from mono_sync.adapter import Listening
 from mono_sync.connection import JetStream, Json
@@ -19,6 +21,7 @@ from tests.fixtures.waiting import wait_until
 from tests.support.network import Proxy
 
 T = TypeVar("T")
+E = TypeVar("E", bound=BaseException)
 
 
 class RawStream:
@@ -127,6 +130,16 @@ def together(count: int, function: Callable[[int], T]) -> list[T]:
 
     with ThreadPoolExecutor(count) as pool:
         return list(pool.map(run, range(count)))
+
+
+@contextlib.contextmanager
+def refused(kind: type[E], transaction: Transaction) -> Iterator[tuple[Transaction, list[E]]]:
+    """Use a transaction whose end raises, and nothing before it; the error is in the list afterwards."""
+    caught = list[E]()
+    yield transaction.__enter__(), caught
+    with pytest.raises(kind) as info:
+        transaction.__exit__(None, None, None)
+    caught.append(info.value)
 
 
 class CutProxy(Proxy):

@@ -108,7 +108,7 @@ def test_updates_only_misses_nothing_though_the_connection_broke_before_the_firs
 
 def test_blocked_watcher_catches_up_after_a_cut(server: RawServer) -> None:
     with bucket_of(server, history=5) as kv, CutProxy(server.url) as proxy:
-        with mono_sync.connect(proxy.url) as connection, connection.kv("b").watch_all() as watcher:
+        with mono_sync.connect(proxy.url) as connection, connection.kv("b").watch_all() as watcher:  # noqa: SIM117  # in this order
             for number in range(1, 6):
                 reading = blocked_in(watcher)
                 proxy.cut()
@@ -233,7 +233,7 @@ def test_bucket_that_is_deleted_ends_the_iteration_at_once(any_kv: KVBucket) -> 
 
 def test_bucket_that_is_deleted_while_reconnecting_ends_the_iteration(server: RawServer) -> None:
     with bucket_of(server) as kv, CutProxy(server.url) as proxy:
-        with mono_sync.connect(proxy.url) as connection, connection.kv("b").watch_all() as watcher:
+        with mono_sync.connect(proxy.url) as connection, connection.kv("b").watch_all() as watcher:  # noqa: SIM117
             reading = blocked_in(watcher)
             proxy.stall()
             proxy.cut()
@@ -275,8 +275,8 @@ def test_memory_bucket_that_is_made_anew_after_a_restart_is_begun_with_again(ser
         assert len([watcher.next() for _ in range(5)]) == 5
         server.kill()
         server.start()
-        kv = kv._connection.kv(KVBucketConfig("b", storage="memory"), timeout=10)  # type: ignore[attr-defined]
-        kv.set("new", b"v")
+        made_anew = kv._connection.kv(KVBucketConfig("b", storage="memory"), timeout=10)  # type: ignore[attr-defined]
+        made_anew.set("new", b"v")
         assert watcher.next().key == "new"
 
 
@@ -287,7 +287,7 @@ def test_connection_that_is_closed_ends_the_iteration_at_once(server: RawServer)
     with bucket_of(server) as kv:
         kv.set("k", b"v")
         with kv.watch_all() as watcher, kv.watch_all() as unread:
-            assert watcher.next()
+            assert watcher.next().key == "k"
             reading = Background(lambda: next(watcher))
             waiting = Background(lambda: unread.wait_synced(timeout=None))
             wait_until(lambda: watcher.synced, "it waits")

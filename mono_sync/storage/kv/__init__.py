@@ -1,6 +1,7 @@
 """Key-value buckets."""
 
 from mono_sync.storage.kv._bucket import KVBucket
+from mono_sync.storage.kv._transaction import Transaction
 from mono_sync.storage.kv._typed import TypedBucket
 
-__all__ = ["KVBucket", "TypedBucket"]
+__all__ = ["KVBucket", "Transaction", "TypedBucket"]

@@ -10,14 +10,14 @@ from mono_sync.recipes import Lock
 from mono_sync.storage._codec import Codec
 from mono_sync.storage._names import check_key, check_pattern
 from mono_sync.storage._watcher import Watcher
-from mono_sync.storage.kv._many import ManyKeys
+from mono_sync.storage.kv._modify import Modifications
 from mono_sync.storage.kv._single import check_revision
 from mono_sync.storage.kv._typed import TypedBucket
 
 T = TypeVar("T")
 
 
-class KVBucket(ManyKeys):
+class KVBucket(Modifications):
     """A key-value bucket (NATS ADR-8). Thread-safe; other NATS clients read what it writes and the reverse.
 
     Keys are letters, digits and ``- / _ = .``; values are bytes. Every call takes ``timeout``, a total deadline in

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import ClassVar, TypeVar, overload
+from typing import ClassVar, Final, TypeVar, overload
 
 from mono_sync._durations import DEFAULT, Deadline, Duration, Timeout, to_ttl
 from mono_sync.adapter import Message, Payload, check_payload
@@ -24,6 +24,8 @@ from mono_sync.storage._values import Entry, Operation
 
 T = TypeVar("T")
 
+DELETION: Final = {"KV-Operation": "DEL"}
+PURGE: Final = {"KV-Operation": "PURGE", "Nats-Rollup": "sub"}
 _LARGEST_REVISION = 2**63 - 1
 
 
@@ -35,7 +37,9 @@ class SingleKeys(Bucket[KVBucketConfig]):
     def __init__(self, connection: CoreConnection, name: str, info: Json, *, stale_reads: bool) -> None:
         super().__init__(connection, name, info, stale_reads=stale_reads)
         self._prefix = f"$KV.{name}."
-        self._replicated = info["config"]["num_replicas"] > 1 and not stale_reads
+        replicated = info["config"]["num_replicas"] > 1
+        self._replicated = replicated and not stale_reads
+        self._direct_is_newest = self._direct and not replicated
 
     # --- reading
 
@@ -190,11 +194,11 @@ class SingleKeys(Bucket[KVBucketConfig]):
             RevisionMismatchError: it is at another revision, or missing; nothing was deleted.
             ValueError: ``revision`` is less than 1.
         """
-        self._remove(key, {"KV-Operation": "DEL"}, revision, timeout)
+        self._remove(key, DELETION, revision, timeout)
 
     def purge(self, key: str, *, revision: int | None = None, timeout: Timeout = DEFAULT) -> None:
         """Delete a key with all its history; purging a missing one is no error. Otherwise as `delete`."""
-        self._remove(key, {"KV-Operation": "PURGE", "Nats-Rollup": "sub"}, revision, timeout)
+        self._remove(key, PURGE, revision, timeout)
 
     def _remove(self, key: str, headers: dict[str, str], revision: int | None, timeout: Timeout) -> None:
         if revision is None:

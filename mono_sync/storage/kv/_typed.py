@@ -9,8 +9,8 @@ from typing import Generic, TypeVar, overload
 from mono_sync._durations import DEFAULT, Duration, Timeout
 from mono_sync.recipes import RetryPolicy
 from mono_sync.storage._codec import BucketCodec, Codec
-from mono_sync.storage._ports import KVStoragePort
 from mono_sync.storage._values import Entry
+from mono_sync.storage.kv._modify import Modifications
 
 T = TypeVar("T")
 D = TypeVar("D")
@@ -30,7 +30,7 @@ class TypedBucket(Generic[T]):
         bucket: the bucket that holds the bytes.
     """
 
-    def __init__(self, bucket: KVStoragePort, codec: Codec[T]) -> None:
+    def __init__(self, bucket: Modifications, codec: Codec[T]) -> None:
         self.bucket = bucket
         self._codec = BucketCodec(bucket.name, codec)
 
@@ -140,7 +140,7 @@ class TypedBucket(Generic[T]):
     def __delitem__(self, key: str) -> None:
         del self.bucket[key]
 
-    def __contains__(self, key: object) -> bool:
+    def __contains__(self, key: str) -> bool:
         return key in self.bucket
 
     def __iter__(self) -> Iterator[str]:
