@@ -107,8 +107,8 @@ def test_updates_only_misses_nothing_though_the_connection_broke_before_the_firs
 
 
 def test_blocked_watcher_catches_up_after_a_cut(server: RawServer) -> None:
-    with bucket_of(server, history=5) as kv, CutProxy(server.url) as proxy:
-        with mono_sync.connect(proxy.url) as connection, connection.kv("b").watch_all() as watcher:  # noqa: SIM117  # in this order
+    with bucket_of(server, history=5) as kv, CutProxy(server.url) as proxy:  # noqa: SIM117  # one line would be too long
+        with mono_sync.connect(proxy.url) as connection, connection.kv("b").watch_all() as watcher:
             for number in range(1, 6):
                 reading = blocked_in(watcher)
                 proxy.cut()
@@ -232,8 +232,8 @@ def test_bucket_that_is_deleted_ends_the_iteration_at_once(any_kv: KVBucket) -> 
 
 
 def test_bucket_that_is_deleted_while_reconnecting_ends_the_iteration(server: RawServer) -> None:
-    with bucket_of(server) as kv, CutProxy(server.url) as proxy:
-        with mono_sync.connect(proxy.url) as connection, connection.kv("b").watch_all() as watcher:  # noqa: SIM117
+    with bucket_of(server) as kv, CutProxy(server.url) as proxy:  # noqa: SIM117  # one line would be too long
+        with mono_sync.connect(proxy.url) as connection, connection.kv("b").watch_all() as watcher:
             reading = blocked_in(watcher)
             proxy.stall()
             proxy.cut()
