@@ -26,6 +26,9 @@ _PATIENCE: Final = 2.5  # heartbeats
 _LOOK_TIME: Final = 1.0
 _LOOK_HEARTBEAT: Final = 0.02
 _SEND_TIME: Final = 0.05
+_LONGEST_TRY: Final = 0.25
+_ALIVE: Final = "i"
+_TELLS_WHO_IS_GONE: Final = "2.10.0"  # older servers do not answer a pull from a consumer that is gone
 _FORGET_TIME: Final = 0.5
 _ENDS_AT_ONCE: Final = "2.12.2"  # a pull that waits for nothing; older servers let it wait if they have miscounted
 _FOR_EVER: Final = Deadline(None)
@@ -137,17 +140,19 @@ class PullConsumer:
             JetStreamUnavailableError: JetStream is not enabled.
         """
         if self._asked is None:
-            if self._pauses(deadline):
+            if self._pauses(deadline) or not self._ask(deadline):
                 return None
-            self._ask(deadline)
         message = self._inbox.poll(0)
         if message is None:
             message = self._wait(deadline)
         self._heard = None
         if message.reply:
             return message
-        if message.subject.rpartition(".")[2] == self._asked:  # late answers to other questions mean nothing
+        tag = message.subject.rpartition(".")[2]
+        if tag == self._asked:  # late answers to other questions mean nothing
             self._react(message)
+        elif tag == _ALIVE and b'"error"' in message.data:
+            raise ConsumerLostError
         return None
 
     def read(self, message: Message) -> tuple[int, int]:
@@ -195,8 +200,11 @@ class PullConsumer:
 
     # --- what is asked
 
-    def _ask(self, deadline: Deadline) -> None:
-        """Ask for the consumer, then about the stream, then for messages."""
+    def _ask(self, deadline: Deadline) -> bool:
+        """Ask for the consumer, then about the stream, then for messages; return whether it could be sent.
+
+        Without a connection it tries for a moment only: the reader may have been stopped.
+        """
         remaining = deadline.remaining
         if remaining is not None and remaining < _SEND_TIME:
             if not self._connection.is_connected:
@@ -204,13 +212,22 @@ class PullConsumer:
             deadline = Deadline(_SEND_TIME)  # a mere poll has to get on as well
         self._numbers += 1
         tag = f"{self._stage.value}{self._numbers}"
-        self._inbox.ask_all(self._questions(tag), deadline=deadline)
+        try:
+            self._inbox.ask_all(self._questions(tag), deadline=deadline.at_most(_LONGEST_TRY))
+        except OperationTimeoutError as error:
+            if deadline.expired:
+                raise self._timeout(deadline) from error
+            return False
         self._asked, self._asked_at, self._heard, self._received = tag, monotonic(), None, 0
+        return True
 
     def _questions(self, tag: str) -> list[Question]:
         if self._stage is _Stage.PULL:
             target = f"$JS.API.CONSUMER.MSG.NEXT.{self._stream}.{self.name}"
-            return [(target, json.dumps(self._pull()).encode(), b"", tag)]
+            pull = (target, json.dumps(self._pull()).encode(), b"", tag)
+            if self._connection.server_info.supports(_TELLS_WHO_IS_GONE):
+                return [pull]
+            return [pull, (f"$JS.API.CONSUMER.INFO.{self._stream}.{self.name}", b"", b"", _ALIVE)]
         if self._stage is _Stage.CHECK:
             return [(f"$JS.API.STREAM.INFO.{self._stream}", b"", b"", tag)]
         config = self._config | {"name": self.name, "inactive_threshold": _LIFETIME}
