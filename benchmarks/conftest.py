@@ -156,6 +156,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[CONDITIONS] = {
         "Python": platform.python_version(),
         "cores": str(os.cpu_count()),
+        "load before": f"{os.getloadavg()[0]:.1f}",
         "nats-py": version("nats-py"),
     }
     if not (config.option.benchmark_compare or config.option.benchmark_verbose):
