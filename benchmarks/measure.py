@@ -169,8 +169,8 @@ def compare(benchmark: BenchmarkFixture, record: Record, figure: Figure, ours: R
 
 
 def result(figure: Figure, ours: Sequence[float], peer: Sequence[float]) -> tuple[Row, dict[str, object]]:
-    """Return the row of paired times, and the same as numbers: medians of the times and of the pairs' ratios."""
-    pairs = zip(ours, peer, strict=True)
+    """Return the row of paired times, and the numbers behind it: medians of the times and of the pairs' ratios."""
+    pairs = list(zip(ours, peer, strict=True))
     ratios = [theirs / mine if figure.goals.at_least else mine / theirs for mine, theirs in pairs]
     low, ratio, high = statistics.quantiles(ratios, n=4)
     mine, theirs = statistics.median(ours), statistics.median(peer)
@@ -178,12 +178,17 @@ def result(figure: Figure, ours: Sequence[float], peer: Sequence[float]) -> tupl
         figure=figure.title,
         ours=figure.shown(mine),
         peer=f"{figure.shown(theirs)} {figure.peer}",
-        ratio=f"{ratio:.2f} ({low:.2f} to {high:.2f})",
+        ratio=f"{ratio:#.3g} ({low:#.3g} to {high:#.3g})",
         must=figure.goals.shown(figure.goals.must),
         aim=figure.goals.shown(figure.goals.aim),
         reached=figure.goals.reached(ratio),
     )
-    return row, {"ours_seconds": mine, "peer_seconds": theirs, "ratio_quartiles": [low, ratio, high]}
+    return row, {
+        "ours_seconds": mine,
+        "peer_seconds": theirs,
+        "ratio_quartiles": [low, ratio, high],
+        "pairs_seconds": pairs,
+    }
 
 
 def table(rows: Iterable[Row]) -> list[str]:

@@ -52,7 +52,7 @@ def test_many_threads(
     contender: Blocking = request.getfixturevalue(peer)
     figure = Figure(f"{operation}, 32 threads", contender.name, MANY_THREADS[peer], per_second=True)
     mine, theirs = (in_threads(who.call(operation), threads=32, calls=25) for who in (ours, contender))
-    compare(figure, mine, theirs, rounds=20)
+    compare(figure, mine, theirs, rounds=40)
 
 
 @pytest.mark.benchmark(group="batches")

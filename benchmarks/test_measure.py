@@ -24,7 +24,7 @@ def test_reached_names_the_goals_that_the_value_reaches(goals: Goals, value: flo
     assert goals.reached(value) == reached
 
 
-@pytest.mark.parametrize(("goals", "ratio"), [(Goals(), "0.50"), (Goals(must=1, at_least=True), "2.00")])
+@pytest.mark.parametrize(("goals", "ratio"), [(Goals(), "0.500"), (Goals(must=1, at_least=True), "2.00")])
 def test_ratio_is_of_times_or_of_speeds_as_its_goals_are(goals: Goals, ratio: str) -> None:
     row, _ = result(Figure("a call", "peer", goals), [1.0, 2.0, 3.0], [2.0, 4.0, 6.0])
     assert row.ratio == f"{ratio} ({ratio} to {ratio})"
