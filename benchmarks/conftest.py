@@ -163,8 +163,8 @@ def pytest_configure(config: pytest.Config) -> None:
         config.option.benchmark_quiet = True
 
 
-def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
-    machine_info["conditions"] = config.stash[CONDITIONS]
+def pytest_benchmark_update_json(config: pytest.Config, output_json: dict[str, Any]) -> None:
+    output_json["conditions"] = config.stash[CONDITIONS]
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
