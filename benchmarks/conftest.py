@@ -1,25 +1,41 @@
-"""Peers of one run share one server, and take turns, so that a machine that changes its speed changes it for both."""
+"""Ours and peers on one server in one run, and the table of what was measured.
+
+In each round both run once, one right after the other, so that a machine that changes its speed changes it for both.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import statistics
-import threading
-import time
-from collections.abc import Callable, Coroutine, Iterator
-from typing import Any, TypeVar
+import itertools
+import os
+import platform
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
+from dataclasses import asdict
+from functools import partial
+from importlib.metadata import version
+from importlib.util import find_spec
+from typing import Any
 
-import nats
 import pytest
-from nats.js.kv import KeyValue
 from pytest_benchmark.fixture import BenchmarkFixture
 
 import mono_sync
+from benchmarks.measure import Compare, Record, Row, compare, table
+from benchmarks.peers.contender import Blocking, Ours
+from benchmarks.peers.nats_py import InLoop, Naive, NewLoop
+from benchmarks.peers.raw_socket import RawSocket
+from mono_sync._durations import Deadline
 
-T = TypeVar("T")
-
-VALUE = b"v" * 128
 BUCKET = mono_sync.KVBucketConfig("benchmark", storage="memory")
+
+Place = tuple[str, int, str]  # in the source, from which the order of the rows is taken
+ROWS = pytest.StashKey[list[tuple[Place, Row]]]()
+CONDITIONS = pytest.StashKey[dict[str, str]]()
+
+
+# --- the server, and ours
 
 
 @pytest.fixture(scope="session")
@@ -29,73 +45,134 @@ def server() -> Iterator[mono_sync.EmbeddedServer]:
 
 
 @pytest.fixture(scope="session")
-def bucket(server: mono_sync.EmbeddedServer) -> Iterator[mono_sync.KVBucket]:
+def connection(server: mono_sync.EmbeddedServer, pytestconfig: pytest.Config) -> Iterator[mono_sync.Connection]:
     with mono_sync.connect(server.url, token=server.token) as connection:
-        bucket = connection.kv(BUCKET)
-        bucket.set("key", VALUE)
-        yield bucket
-
-
-class Naive:
-    """What a user of nats-py would write: its KeyValue, driven by ``run_coroutine_threadsafe``."""
-
-    def __init__(self, url: str, token: str) -> None:
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
-        self._thread.start()
-        self._client = self.run(nats.connect(url, token=token))
-        self.bucket: KeyValue = self.run(self._client.jetstream().key_value(BUCKET.name))
-
-    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
-
-    def get(self) -> None:
-        self.run(self.bucket.get("key"))
-
-    def put(self) -> None:
-        self.run(self.bucket.put("key", VALUE))
-
-    def close(self) -> None:
-        self.run(self._client.close())
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
+        pytestconfig.stash[CONDITIONS]["nats-server"] = connection.server_info.version
+        yield connection
 
 
 @pytest.fixture(scope="session")
-def naive(server: mono_sync.EmbeddedServer, bucket: mono_sync.KVBucket) -> Iterator[Naive]:
-    assert bucket.name == BUCKET.name  # it exists by now
-    naive = Naive(server.url, server.token)
-    yield naive
-    naive.close()
+def bucket(connection: mono_sync.Connection) -> mono_sync.KVBucket:
+    return connection.kv(BUCKET)
 
 
-def compare(
-    benchmark: BenchmarkFixture, ours: Callable[[], object], peer: Callable[[], object], *, rounds: int, calls: int
-) -> None:
-    """Benchmark ``ours``; run ``peer`` in turn with it, and record its median and the median of the paired ratios."""
+@pytest.fixture
+def ours(bucket: mono_sync.KVBucket) -> Ours:
+    return Ours(bucket)
 
-    def timed(function: Callable[[], object]) -> float:
-        start = time.perf_counter()
-        for _ in range(calls):
-            function()
-        return (time.perf_counter() - start) / calls
 
-    timed(peer)
-    timed(ours)
-    pairs = [(timed(ours), timed(peer)) for _ in range(rounds)]
-    benchmark.extra_info.update(
-        ours_us=round(statistics.median(mine for mine, _ in pairs) * 1e6, 1),
-        peer_us=round(statistics.median(theirs for _, theirs in pairs) * 1e6, 1),
-        ratio=round(statistics.median(mine / theirs for mine, theirs in pairs), 3),
-    )
-    benchmark.pedantic(ours, rounds=rounds, iterations=calls, warmup_rounds=1)  # type: ignore[no-untyped-call]
+@pytest.fixture
+def new_bucket(
+    connection: mono_sync.Connection, server: mono_sync.EmbeddedServer
+) -> Iterator[Callable[[int], mono_sync.KVBucket]]:
+    """Make a bucket with so many keys of 128 bytes, which is deleted after the test."""
+    numbers = itertools.count(1)
+    with ExitStack() as stack:
+
+        def new(keys: int) -> mono_sync.KVBucket:
+            name = f"benchmark_{next(numbers)}"
+            bucket = connection.kv(mono_sync.KVBucketConfig(name, storage="memory"))
+            stack.callback(connection.request, f"$JS.API.STREAM.DELETE.KV_{name}")
+            with closing(RawSocket(server.url, server.token, name)) as client:
+                client.fill((f"key.{number}" for number in range(keys)), b"v" * 128, ahead=1000)
+            return bucket
+
+        yield new
+
+
+# --- peers
+
+
+@pytest.fixture(scope="session")
+def new_loop(connection: mono_sync.Connection, pytestconfig: pytest.Config) -> NewLoop:
+    """The kind of event loop on which our connection runs; nats-py gets the same."""
+    session = connection._session  # noqa: SLF001  # the loop is no business of a user's
+    assert session is not None
+    loop = session.loop.call(asyncio.get_running_loop, deadline=Deadline(5), operation="asking for the loop")
+    pytestconfig.stash[CONDITIONS]["event loop"] = type(loop).__module__.partition(".")[0]
+    return type(loop)
+
+
+@pytest.fixture
+def naive(server: mono_sync.EmbeddedServer, bucket: mono_sync.KVBucket, new_loop: NewLoop) -> Iterator[Naive]:
+    with closing(Naive(server, bucket.name, new_loop)) as naive:
+        yield naive
+
+
+@pytest.fixture
+def new_nats_py(server: mono_sync.EmbeddedServer, new_loop: NewLoop) -> Iterator[Callable[[str], InLoop]]:
+    """nats-py in its own loop, for any bucket."""
+    with ExitStack() as stack:
+        yield lambda bucket: stack.enter_context(closing(InLoop(server, bucket, new_loop)))
+
+
+@pytest.fixture
+def nats_py(bucket: mono_sync.KVBucket, new_nats_py: Callable[[str], InLoop]) -> InLoop:
+    return new_nats_py(bucket.name)
+
+
+@pytest.fixture
+def raw_socket(server: mono_sync.EmbeddedServer, bucket: mono_sync.KVBucket) -> Iterator[RawSocket]:
+    with closing(RawSocket(server.url, server.token, bucket.name)) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def redis_py(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Iterator[Blocking]:
+    binary = shutil.which("redis-server")
+    if binary is None:
+        pytest.skip("no redis-server: `apt install redis-server`")
+    if find_spec("redis") is None:
+        pytest.skip('no redis-py: `pip install "mono-sync[benchmarks]"`')
+    from benchmarks.peers.redis_py import running_redis  # noqa: PLC0415  # only where it can be imported
+
+    with running_redis(binary, tmp_path_factory.mktemp("redis")) as client:
+        pytestconfig.stash[CONDITIONS] |= {"redis-server": client.server_version(), "redis-py": version("redis")}
+        yield client
+
+
+# --- what was measured
+
+
+@pytest.fixture
+def record(request: pytest.FixtureRequest, benchmark: BenchmarkFixture) -> Record:
+    """Keep a row for the table, and in the JSON."""
+
+    def keep(row: Row, /, **facts: Any) -> None:
+        benchmark.extra_info.update(asdict(row), **facts)
+        request.config.stash[ROWS].append((request.node.location, row))
+
+    return keep
+
+
+@pytest.fixture(name="compare")
+def comparing(benchmark: BenchmarkFixture, record: Record) -> Compare:
+    return partial(compare, benchmark, record)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Show our table alone, without those of pytest-benchmark, which do not know of the peers."""
+    config.stash[ROWS] = []
+    config.stash[CONDITIONS] = {
+        "Python": platform.python_version(),
+        "cores": str(os.cpu_count()),
+        "load before": f"{os.getloadavg()[0]:.1f}",
+        "nats-py": version("nats-py"),
+    }
+    if not (config.option.benchmark_compare or config.option.benchmark_verbose):
+        config.option.benchmark_quiet = True
+
+
+def pytest_benchmark_update_json(config: pytest.Config, output_json: dict[str, Any]) -> None:
+    output_json["conditions"] = config.stash[CONDITIONS]
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Print what was recorded beside the times."""
-    session = getattr(config, "_benchmarksession", None)
-    for measured in getattr(session, "benchmarks", []):
-        if measured.extra_info:
-            facts = ", ".join(f"{name} {value}" for name, value in measured.extra_info.items())
-            terminalreporter.write_line(f"{measured.name}: {facts}")
+    placed = config.stash[ROWS]
+    if not placed:
+        return
+    terminalreporter.section("ours against peers")
+    terminalreporter.write_line(", ".join(f"{what} {which}" for what, which in config.stash[CONDITIONS].items()))
+    terminalreporter.write_line("")
+    for line in table(row for _, row in sorted(placed, key=lambda entry: entry[0])):
+        terminalreporter.write_line(line)

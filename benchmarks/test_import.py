@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import os
-import statistics
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from pytest_benchmark.fixture import BenchmarkFixture
 
-ROUNDS = 15
+from benchmarks.measure import Compare, Figure, Goals
 
 
 def import_time(module: str, cache: Path) -> float:
@@ -25,12 +23,6 @@ def import_time(module: str, cache: Path) -> float:
 
 
 @pytest.mark.benchmark(group="import")
-def test_import(benchmark: BenchmarkFixture, tmp_path: Path) -> None:
-    import_time("mono_sync", tmp_path)
-    pairs = [(import_time("mono_sync", tmp_path), import_time("nats", tmp_path)) for _ in range(ROUNDS)]
-    benchmark.extra_info.update(
-        mono_sync_ms=round(statistics.median(ours for ours, _ in pairs) * 1e3, 1),
-        nats_ms=round(statistics.median(theirs for _, theirs in pairs) * 1e3, 1),
-        ratio=round(statistics.median(ours / theirs for ours, theirs in pairs), 3),
-    )
-    benchmark.pedantic(import_time, args=("mono_sync", tmp_path), rounds=3, iterations=1)  # type: ignore[no-untyped-call]
+def test_import(compare: Compare, tmp_path: Path) -> None:
+    figure = Figure("import mono_sync", "import nats", Goals(must=1.5))
+    compare(figure, lambda: import_time("mono_sync", tmp_path), lambda: import_time("nats", tmp_path), rounds=15)

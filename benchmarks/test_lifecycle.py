@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import statistics
 import time
+from typing import Literal
 
 import pytest
-from pytest_benchmark.fixture import BenchmarkFixture
 
 import mono_sync
-
-ROUNDS = 20
+from benchmarks.measure import Compare, Figure
 
 
 class Module:
@@ -30,21 +28,21 @@ def new_application() -> mono_sync.MonoApplication:
     return app
 
 
-def measure(target: mono_sync.MonoApplication | mono_sync.EmbeddedServer) -> tuple[float, float]:
-    """Return the milliseconds of start and stop."""
+def measure(target: mono_sync.MonoApplication | mono_sync.EmbeddedServer, step: Literal["start", "stop"]) -> float:
+    """Start and stop, and return the seconds of one of the two."""
     begin = time.perf_counter()
     target.start()
     started = time.perf_counter()
     target.stop()
-    return (started - begin) * 1e3, (time.perf_counter() - started) * 1e3
+    return started - begin if step == "start" else time.perf_counter() - started
 
 
 @pytest.mark.benchmark(group="application on the embedded server")
-def test_start_and_stop(benchmark: BenchmarkFixture) -> None:
-    measure(new_application())
-    rounds = [(measure(new_application()), measure(mono_sync.EmbeddedServer())) for _ in range(ROUNDS)]
-    for position, step in enumerate(("start", "stop")):
-        benchmark.extra_info[f"{step}_ms"] = round(statistics.median(app[position] for app, _ in rounds), 1)
-        of_server = statistics.median(server[position] for _, server in rounds)
-        benchmark.extra_info[f"{step}_of_the_server_alone_ms"] = round(of_server, 1)
-    benchmark.pedantic(lambda: measure(new_application()), rounds=5, iterations=1)  # type: ignore[no-untyped-call]
+@pytest.mark.parametrize("step", ["start", "stop"])
+def test_application(compare: Compare, step: Literal["start", "stop"]) -> None:
+    compare(
+        Figure(f"{step} of an application", "its server alone"),
+        lambda: measure(new_application(), step),
+        lambda: measure(mono_sync.EmbeddedServer(), step),
+        rounds=10,
+    )
