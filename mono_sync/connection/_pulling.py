@@ -139,9 +139,8 @@ class PullConsumer:
             JetStreamAPIError: the server refused, because the stream is gone above all.
             JetStreamUnavailableError: JetStream is not enabled.
         """
-        if self._asked is None:
-            if self._pauses(deadline) or not self._ask(deadline):
-                return None
+        if self._asked is None and (self._pauses(deadline) or not self._ask(deadline)):
+            return None
         message = self._inbox.poll(0)
         if message is None:
             message = self._wait(deadline)
