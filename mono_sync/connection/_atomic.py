@@ -4,24 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import islice
-from typing import Final
+from dataclasses import dataclass, field
+from typing import Final, NoReturn
 
 from mono_sync._durations import Deadline
 from mono_sync.adapter import encode_known_headers
 from mono_sync.connection._connection import CoreConnection
-from mono_sync.connection._exactly_once import (
-    EXPECTED_REVISION,
-    MESSAGE_ID,
-    ExactlyOnce,
-    Write,
-    actual_revision,
-    is_conflict,
-)
+from mono_sync.connection._exactly_once import EXPECTED_REVISION, ExactlyOnce, Write, actual_revision, is_conflict
 from mono_sync.connection._inbox import Inbox, Question
 from mono_sync.connection._jetstream import JetStream, Json
-from mono_sync.connection._last import last_of_many
+from mono_sync.connection._reading import StreamReader
 from mono_sync.errors import (
     ConnectionLostError,
     JetStreamAPIError,
@@ -35,10 +27,7 @@ from mono_sync.errors import (
 
 _EXPECTED_SUBJECT: Final = "Nats-Expected-Last-Subject-Sequence-Subject"
 _KNOWN_ID: Final = 10201
-_IN_PROCESS: Final = 10158
-_INCOMPLETE: Final = 10176
-_TOO_MANY: Final = 10210
-_TEMPORARY: Final = frozenset({_IN_PROCESS, _INCOMPLETE, _TOO_MANY})
+_PASSES: Final = frozenset({10158, 10176, 10210})  # id under way, batch incomplete, too many batches under way
 _PATIENCE: Final = 1.5
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.005, 0.5
 _BYTES_AT_ONCE: Final = 4 << 20
@@ -62,6 +51,11 @@ class Conditional:
     expected: int
     of: str = ""
 
+    @property
+    def asserted(self) -> str:
+        """The subject whose last sequence it expects."""
+        return self.of or self.subject
+
 
 class BatchRefusedError(Exception):
     """The server stored nothing of a batch.
@@ -69,7 +63,7 @@ class BatchRefusedError(Exception):
     Attributes:
         index: the message that was the reason, as far as the server tells: it does not for all.
         reason: what it said.
-        actual: where an expected sequence was the reason, the one found instead; else None.
+        actual: where an expected sequence was the reason, the one found instead, if that is known.
     """
 
     def __init__(self, index: int, reason: MonoError, actual: int | None = None) -> None:
@@ -81,14 +75,22 @@ class BatchRefusedError(Exception):
 
 @dataclass(slots=True)
 class _Batch:
+    """One batch, from its first attempt to its end."""
+
     messages: Sequence[Conditional]
-    blocks: list[dict[str, str]]
-    writes: list[Write]
-    """Those that go to the subject whose revision they expect: once stored, they can be found."""
     operation: str
+    blocks: list[bytes] = field(default_factory=list)
+    writes: list[Write] = field(default_factory=list)
+    """Those that go to the subject whose sequence they expect: once stored, they can be found."""
     in_doubt: bool = False
-    """Whether an attempt may have stored it."""
+    """Whether an attempt may have been stored."""
     pause: float = _SHORTEST_PAUSE
+
+    def give_up(self, error: MonoError, timeout: float | None) -> NoReturn:
+        """Raise what there is to tell: a reason is as good as known only if no attempt was made before."""
+        if self.in_doubt:
+            raise OutcomeUnknownError(self.operation, timeout, str(error) if timeout is None else "") from error
+        raise error
 
     def outlast(self, error: OperationTimeoutError, deadline: Deadline) -> None:
         """Do nothing if there is time for another attempt: not the whole call has timed out, but a step of it."""
@@ -96,20 +98,14 @@ class _Batch:
             raise error
         self.in_doubt = self.in_doubt or error.sent
         if deadline.expired:
-            raise self._timed_out(deadline) from error
-
-    def _timed_out(self, deadline: Deadline) -> OperationTimeoutError:
-        if self.in_doubt:
-            return OutcomeUnknownError(self.operation, deadline.timeout)
-        return OperationTimeoutError(self.operation, deadline.timeout, sent=False)
+            self.give_up(error, deadline.timeout)
 
     def wait(self, deadline: Deadline, error: MonoError | None = None) -> None:
         """Wait until the next attempt, each time longer."""
         remaining = deadline.remaining
         if remaining is not None and remaining <= self.pause:
-            if self.in_doubt or error is None:
-                raise self._timed_out(deadline) from error
-            raise error
+            timed_out = OperationTimeoutError(self.operation, deadline.timeout, sent=False)
+            self.give_up(error or timed_out, deadline.timeout)
         time.sleep(self.pause)
         self.pause = min(2 * self.pause, _LONGEST_PAUSE)
 
@@ -131,6 +127,7 @@ class AtomicBatches(ExactlyOnce):
         config = info["config"]
         self.allowed: bool = bool(config.get("allow_atomic"))
         """Whether the stream took batches when it was opened."""
+        self._reader = StreamReader(connection, jetstream, stream)
         self._direct_is_newest = bool(config.get("allow_direct")) and config["num_replicas"] == 1
 
     def store_all(self, messages: Sequence[Conditional], deadline: Deadline, operation: str) -> int:
@@ -155,11 +152,13 @@ class AtomicBatches(ExactlyOnce):
         while True:
             try:
                 first = self._try(batch, deadline)
+            except ConnectionLostError:
+                batch.in_doubt = True
             except OperationTimeoutError as error:
                 batch.outlast(error, deadline)
             except (NoRespondersError, JetStreamUnavailableError) as error:
                 if not self._will_return(error, deadline):
-                    raise
+                    batch.give_up(error, None)
                 batch.wait(deadline, error)
             else:
                 if first is not None:
@@ -174,50 +173,33 @@ class AtomicBatches(ExactlyOnce):
         except MessageTooLargeError as error:
             raise BatchRefusedError(0, error) from error
         except JetStreamAPIError as error:
-            raise BatchRefusedError(0, error, actual_revision(error) if is_conflict(error) else None) from error
+            raise BatchRefusedError(0, error, actual_revision(error)) from error
 
     def _prepare(self, messages: Sequence[Conditional], deadline: Deadline, operation: str) -> _Batch:
-        name, most = self._connection.new_id(deadline), self._connection.server_info.max_payload
-        server, started = self._connection.server_info.id, time.monotonic()
-        blocks, writes = [], []
+        batch, most = _Batch(messages, operation), self._connection.server_info.max_payload
+        longest = len(_in_batch(b"", self._connection.new_id(deadline), len(messages), len(messages)))
         for index, message in enumerate(messages):
-            headers = {**message.headers, EXPECTED_REVISION: str(message.expected)}
+            headers = dict(message.headers)
             if message.of:
-                headers[_EXPECTED_SUBJECT] = message.of
+                headers |= {EXPECTED_REVISION: str(message.expected), _EXPECTED_SUBJECT: message.of}
+                batch.blocks.append(encode_known_headers(headers))
             else:
-                headers[MESSAGE_ID] = message_id = f"{name}-{index}"
-                write = Write(
-                    message.subject,
-                    message.data,
-                    b"",
-                    message_id,
-                    message.expected,
-                    message.expected,
-                    server,
-                    started,
-                    started,
-                    operation,
+                write = self.prepare(
+                    message.subject, message.data, headers, deadline, operation, expected=message.expected
                 )
-                writes.append(write)
-            blocks.append(headers)
-            size = len(message.data) + len(encode_known_headers({**headers, **_batch_headers("x" * 32, 1000, 1000)}))
+                batch.writes.append(write)
+                batch.blocks.append(write.block)
+            size = len(message.data) + len(batch.blocks[-1]) + longest
             if size > most:
                 raise BatchRefusedError(index, MessageTooLargeError(size, most))
-        return _Batch(messages, blocks, writes, operation)
+        return batch
 
     def _try(self, batch: _Batch, deadline: Deadline) -> int | None:
         """Make an attempt; return the sequence of the first message, or None where another attempt may succeed."""
         try:
-            try:
-                return self._send_all(batch, deadline) - len(batch.messages) + 1
-            except BatchRefusedError as refused:
-                return self._judge(batch, refused, deadline)
-        except ConnectionLostError:
-            batch.in_doubt = True
-        except JetStreamAPIError as error:  # a question about an id whose message is being stored at this moment
-            if error.err_code != _IN_PROCESS:
-                raise
-        return None
+            return self._send_all(batch, deadline) - len(batch.messages) + 1
+        except BatchRefusedError as refused:
+            return self._judge(batch, refused, deadline)
 
     def _send_all(self, batch: _Batch, deadline: Deadline) -> int:
         """Send all messages at once and return the sequence of the last.
@@ -228,7 +210,7 @@ class AtomicBatches(ExactlyOnce):
         in_cluster = bool(self._connection.server_info.cluster)  # there the leader may die, and no connection break
         batch_id, last, operation = self._connection.new_id(deadline), len(batch.messages) - 1, batch.operation
         with self._connection.inbox(deadline) as inbox:
-            _ask(inbox, self._questions(batch, batch_id), deadline, operation)
+            _ask(inbox, _questions(batch, batch_id), deadline, operation)
             while True:
                 answer = inbox.next_within(_PATIENCE, operation) if in_cluster else inbox.next(operation)
                 if answer is None:
@@ -243,13 +225,6 @@ class AtomicBatches(ExactlyOnce):
                 if index == last:
                     return sequence
 
-    @staticmethod
-    def _questions(batch: _Batch, batch_id: str) -> Iterator[Question]:
-        count = len(batch.messages)
-        for index, (message, headers) in enumerate(zip(batch.messages, batch.blocks, strict=True)):
-            block = encode_known_headers({**headers, **_batch_headers(batch_id, index + 1, count)})
-            yield message.subject, message.data, block, str(index)
-
     # --- after a refusal
 
     def _judge(self, batch: _Batch, refused: BatchRefusedError, deadline: Deadline) -> int | None:
@@ -259,28 +234,27 @@ class AtomicBatches(ExactlyOnce):
         assertion of it, is on its way to the replicas.
         """
         reason = refused.reason
-        if not isinstance(reason, JetStreamAPIError):
-            raise refused
-        if reason.err_code in _TEMPORARY:
+        assert isinstance(reason, JetStreamAPIError)
+        if reason.err_code in _PASSES:
             return None
         if reason.err_code == _KNOWN_ID:
-            return self._find_batch(batch, deadline, stored=True)
-        if batch.in_doubt and (first := self._find_batch(batch, deadline, stored=False)) is not None:
+            return self._find(batch, deadline, stored=True)
+        if batch.in_doubt and (first := self._find(batch, deadline, stored=False)) is not None:
             return first
         if not is_conflict(reason):
+            if batch.in_doubt:
+                batch.give_up(reason, None)
             raise refused
-        subjects = [message.of or message.subject for message in batch.messages]
-        for index, actual in enumerate(self._last_sequences(subjects, deadline)):
-            if actual != batch.messages[index].expected:
+        found = self._reader.stored_newest_of(
+            [message.asserted for message in batch.messages], deadline, direct=self._direct_is_newest
+        )
+        for index, message in enumerate(batch.messages):
+            actual = found[message.asserted].sequence if message.asserted in found else 0
+            if actual != message.expected:
                 raise BatchRefusedError(index, reason, actual) from reason
         return None
 
-    def _last_sequences(self, subjects: Sequence[str], deadline: Deadline) -> list[int]:
-        direct = self._direct_is_newest
-        found = last_of_many(self._connection, self._jetstream, self._stream, subjects, deadline, direct=direct)
-        return [0 if message is None else message.sequence for message in found]
-
-    def _find_batch(self, batch: _Batch, deadline: Deadline, *, stored: bool) -> int | None:
+    def _find(self, batch: _Batch, deadline: Deadline, *, stored: bool) -> int | None:
         """Return where the first message of a batch was stored by an earlier attempt; None: it was not.
 
         Raises:
@@ -290,12 +264,12 @@ class AtomicBatches(ExactlyOnce):
             known = self._ask_for_id(write, deadline)
             if known is not None:
                 return known - index
-        if not stored and self._remembers(batch.writes[0]):
+        if not stored and self._remembered(batch.writes[0], self._connection.server_info) > 0:
             return None
         unknown: OutcomeUnknownError | None = None
         for index, write in enumerate(batch.writes):
             try:
-                place = self._look_for(write, deadline)
+                place = self._find_in_stream(write, deadline)
             except OutcomeUnknownError as error:
                 unknown = error
                 continue
@@ -303,32 +277,17 @@ class AtomicBatches(ExactlyOnce):
                 return place - index
             if not stored:
                 return None
-        raise unknown or OutcomeUnknownError(batch.operation, None, "the server knows it and has lost it")
-
-    def _remembers(self, write: Write) -> bool:
-        """Return whether the server we are connected to knows every id that it has stored since the first attempt."""
-        server = self._connection.server_info
-        return time.monotonic() < write.since + self._window and not server.cluster and server.id == write.server
-
-    def _look_for(self, write: Write, deadline: Deadline) -> int | None:
-        newest = self._jetstream.last(self._stream, write.subject, direct=False, deadline=deadline)
-        if newest is None or newest.sequence <= write.base:
-            return None
-        if newest.headers.get(MESSAGE_ID) == write.message_id:
-            return newest.sequence
-        if newest.headers.get(EXPECTED_REVISION) == str(write.base) and _EXPECTED_SUBJECT not in newest.headers:
-            return None  # it came right on top, and so instead
-        return self._find_in_history(write, newest, deadline)
+        raise unknown or OutcomeUnknownError(batch.operation, None, "the server knows its id and has lost it")
 
 
 def _ask(inbox: Inbox, questions: Iterator[Question], deadline: Deadline, operation: str) -> None:
-    """Send in portions: so large batches need not be in memory a second time, and go into the socket's queue."""
+    """Send in portions, so that a large batch need not be in memory a second time."""
     begun = False
     for first in questions:
         portion, size = [first], len(first[1])
-        while size < _BYTES_AT_ONCE and (following := list(islice(questions, 1))):
-            portion += following
-            size += len(following[0][1])
+        while size < _BYTES_AT_ONCE and (following := next(questions, None)) is not None:
+            portion.append(following)
+            size += len(following[1])
         try:
             inbox.ask_all(portion, deadline=deadline)
         except OperationTimeoutError as error:
@@ -336,8 +295,13 @@ def _ask(inbox: Inbox, questions: Iterator[Question], deadline: Deadline, operat
         begun = True
 
 
-def _batch_headers(batch_id: str, sequence: int, count: int) -> dict[str, str]:
-    headers = {"Nats-Batch-Id": batch_id, "Nats-Batch-Sequence": str(sequence)}
-    if sequence == count:
-        headers["Nats-Batch-Commit"] = "1"
-    return headers
+def _questions(batch: _Batch, batch_id: str) -> Iterator[Question]:
+    count = len(batch.messages)
+    for index, (message, block) in enumerate(zip(batch.messages, batch.blocks, strict=True)):
+        yield message.subject, message.data, _in_batch(block, batch_id, index + 1, count), str(index)
+
+
+def _in_batch(block: bytes, batch_id: str, number: int, count: int) -> bytes:
+    """Add to a header block which message of which batch it is."""
+    commit = "Nats-Batch-Commit: 1\r\n" if number == count else ""
+    return block[:-2] + f"Nats-Batch-Id: {batch_id}\r\nNats-Batch-Sequence: {number}\r\n{commit}\r\n".encode()

@@ -9,7 +9,7 @@ from heapq import heappushpop
 from typing import Final, NoReturn
 
 from mono_sync._durations import Deadline
-from mono_sync.adapter import encode_known_headers
+from mono_sync.adapter import ServerInfo, encode_known_headers
 from mono_sync.connection._connection import CoreConnection
 from mono_sync.connection._jetstream import JetStream, Json, StoredMessage
 from mono_sync.errors import (
@@ -97,7 +97,7 @@ class ExactlyOnce:
         self._jetstream = jetstream
         self._stream = stream
         config = info["config"]
-        self._window = config.get("duplicate_window", 0) / 1e9 - _WINDOW_MARGIN
+        self._window: float = config.get("duplicate_window", 0) / 1e9 - _WINDOW_MARGIN
         self._max_age = config.get("max_age", 0) / 1e9
         self._seen: list[int] = [info["state"]["last_seq"]]
 
@@ -230,9 +230,11 @@ class ExactlyOnce:
         cluster it is not known which server leads the stream, and since when.
         """
         server, now = self._connection.server_info, time.monotonic()
-        remembered = write.since + self._window - now
-        if server.cluster or server.id != write.server or remembered <= 0:
-            known = self._find(write, deadline)
+        remembered = self._remembered(write, server)
+        if remembered <= 0:
+            known = self._ask_for_id(write, deadline)
+            if known is None:
+                known = self._find_in_stream(write, deadline)
             if known is not None:
                 return known
             write.server, write.since = server.id, now
@@ -250,15 +252,18 @@ class ExactlyOnce:
             reason = f"an answer was lost, and the next attempt refused: {error.description}"
             raise OutcomeUnknownError(write.operation, None, reason) from error
 
-    def _find(self, write: Write, deadline: Deadline) -> int | None:
-        """Return the sequence of an earlier attempt; None: none was stored.
+    def _remembered(self, write: Write, server: ServerInfo) -> float:
+        """Return for how many seconds more the server knows every id that was stored since the first attempt."""
+        if server.cluster or server.id != write.server:
+            return 0.0
+        return write.since + self._window - time.monotonic()
+
+    def _find_in_stream(self, write: Write, deadline: Deadline) -> int | None:
+        """Return the sequence of an earlier attempt whose id the server does not know; None: none was stored.
 
         Raises:
-            OutcomeUnknownError: the server has forgotten the id, and the stream does not tell.
+            OutcomeUnknownError: the stream does not tell.
         """
-        known = self._ask_for_id(write, deadline)
-        if known is not None:
-            return known
         newest = self._jetstream.last(self._stream, write.subject, direct=False, deadline=deadline)
         if newest is None:
             if 0 < self._max_age <= time.monotonic() - write.started:

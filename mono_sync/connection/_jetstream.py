@@ -222,7 +222,7 @@ class JetStream:
 
     def _get(self, stream: str, query: Json, deadline: Deadline) -> StoredMessage | None:
         found = self.get_raw(stream, query, deadline)
-        return None if found is None else _stored(found)
+        return None if found is None else read_raw(found)
 
     def get_raw(self, stream: str, query: Json, deadline: Deadline) -> Json | None:
         """Ask the leader for one message; return what it says of it."""
@@ -440,13 +440,8 @@ def read_direct(message: Message) -> StoredMessage | None:
     return StoredMessage(headers["Nats-Subject"], message.data, headers, sequence, time)
 
 
-def read_stored(message: Message) -> StoredMessage | None:
-    """Read the leader's answer about a message; None: it tells of none."""
-    found = None if message.status else json.loads(message.data).get("message")
-    return None if found is None else _stored(found)
-
-
-def _stored(found: Json) -> StoredMessage:
+def read_raw(found: Json) -> StoredMessage:
+    """Read what the leader says of a message."""
     headers = parse_header_block(b64decode(found.get("hdrs", "")))[0]
     data = b64decode(found.get("data", ""))
     return StoredMessage(found["subject"], data, headers, found["seq"], parse_time(found["time"]))

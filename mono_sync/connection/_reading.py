@@ -13,7 +13,17 @@ from typing import Final, NamedTuple
 from mono_sync._durations import Deadline
 from mono_sync.adapter import Message
 from mono_sync.connection._connection import CoreConnection
-from mono_sync.connection._jetstream import NO_MESSAGE, JetStream, direct_question, parse_time, place_of
+from mono_sync.connection._jetstream import (
+    NO_MESSAGE,
+    JetStream,
+    Json,
+    StoredMessage,
+    direct_question,
+    parse_time,
+    place_of,
+    read_direct,
+    read_raw,
+)
 from mono_sync.connection._pipeline import ask_each
 from mono_sync.errors import ConnectionLostError
 
@@ -67,16 +77,32 @@ class StreamReader:
             deadline: total.
             direct: whether any replica may answer.
         """
+        found, rest = self._newest_of(subjects, deadline, direct=direct)
+        for subject, answer in rest:
+            block = b64decode(answer.get("hdrs", ""))
+            found[subject] = Message(subject, b64decode(answer.get("data", "")), "", block)
+        return found
+
+    def stored_newest_of(
+        self, subjects: Iterable[str], deadline: Deadline, *, direct: bool
+    ) -> dict[str, StoredMessage]:
+        """Do what `newest_of` does, and tell also where and when the messages were stored."""
+        answered, rest = self._newest_of(subjects, deadline, direct=direct)
+        found = {subject: stored for subject, message in answered.items() if (stored := read_direct(message))}
+        found.update((subject, read_raw(answer)) for subject, answer in rest)
+        return found
+
+    def _newest_of(
+        self, subjects: Iterable[str], deadline: Deadline, *, direct: bool
+    ) -> tuple[dict[str, Message], Iterator[tuple[str, Json]]]:
+        """Return answers to direct requests, and what the leader says of the other subjects."""
         found: dict[str, Message] = {}
         left = list(subjects)
         if direct and self._jetstream.takes_direct(self._stream):
             if len(left) > 1 and self._connection.server_info.supports(_MULTI):
                 left = self._ask_for_several(left, found, deadline)
             left = self._ask_any_replica(left, found, deadline)
-        for subject, answer in self._ask_leader(left, deadline):
-            block = b64decode(answer.get("hdrs", ""))
-            found[subject] = Message(subject, b64decode(answer.get("data", "")), "", block)
-        return found
+        return found, self._ask_leader(left, deadline)
 
     def _ask_for_several(self, subjects: Sequence[str], found: dict[str, Message], deadline: Deadline) -> list[str]:
         """Put what the server finds into ``found``; return the subjects about which it says nothing that holds."""
@@ -131,7 +157,7 @@ class StreamReader:
             self._jetstream.learn_direct(self._stream, deadline)
         return left
 
-    def _ask_leader(self, subjects: Iterable[str], deadline: Deadline) -> Iterator[tuple[str, dict[str, str]]]:
+    def _ask_leader(self, subjects: Iterable[str], deadline: Deadline) -> Iterator[tuple[str, Json]]:
         """Yield what the leader has of each subject, as it says it."""
         target = f"$JS.API.STREAM.MSG.GET.{self._stream}"
         answers = ask_each(

@@ -54,7 +54,7 @@ class ManyKeys(SingleKeys):
             keys: any number; one that is named twice is read once.
             timeout: total deadline.
         """
-        subjects = {self._subject(key): key for key in _check_keys(keys)}
+        subjects = {self._subject(key): key for key in check_keys(keys)}
         deadline = self._deadline(timeout)
         with self._errors(deadline, "reading keys"):
             found = self._reader.newest_of(subjects, deadline, direct=self._direct)
@@ -125,7 +125,7 @@ class ManyKeys(SingleKeys):
 
     def delete_many(self, keys: Iterable[str], *, timeout: Timeout = DEFAULT) -> None:
         """Delete many keys; deleting a missing one is no error. Each as by `delete`, and errors as for `set_many`."""
-        values = dict.fromkeys(_check_keys(keys), b"")
+        values = dict.fromkeys(check_keys(keys), b"")
         self._write_many(values, {"KV-Operation": "DEL"}, self._deadline(timeout), "deleting key")
 
     def _write_many(
@@ -252,7 +252,7 @@ class ManyKeys(SingleKeys):
         return True
 
 
-def _check_keys(keys: Iterable[str]) -> Iterable[str]:
+def check_keys(keys: Iterable[str]) -> Iterable[str]:
     """Return what can be a number of keys.
 
     Raises:

@@ -12,8 +12,9 @@ from mono_sync.connection import actual_revision, is_conflict
 from mono_sync.errors import JetStreamAPIError, RevisionMismatchError
 from mono_sync.recipes import RetryPolicy
 from mono_sync.storage._values import Entry, Operation
+from mono_sync.storage.kv._many import check_keys
 from mono_sync.storage.kv._single import DELETION
-from mono_sync.storage.kv._transaction import Transactions, check_keys
+from mono_sync.storage.kv._transaction import Transactions
 
 _DEFAULT_POLICY: Final = RetryPolicy()
 

@@ -19,7 +19,6 @@ from mono_sync.connection import (
     CoreConnection,
     Json,
     is_conflict,
-    last_of_many,
 )
 from mono_sync.errors import (
     ClosedError,
@@ -30,9 +29,8 @@ from mono_sync.errors import (
     RevisionMismatchError,
 )
 from mono_sync.storage._errors import no_transactions
-from mono_sync.storage._names import check_key
 from mono_sync.storage._values import Entry, Operation
-from mono_sync.storage.kv._many import ManyKeys
+from mono_sync.storage.kv._many import ManyKeys, check_keys
 from mono_sync.storage.kv._single import DELETION, PURGE
 
 T = TypeVar("T")
@@ -245,10 +243,8 @@ class Transactions(ManyKeys):
         """Return what the bucket holds of keys, marks of deletion included."""
         deadline, subjects = self._deadline(timeout), [self._subject(key) for key in keys]
         with self._errors(deadline, *(("reading key", keys[0]) if len(keys) == 1 else ("reading keys",))):
-            found = last_of_many(
-                self._connection, self._jetstream, self._stream, subjects, deadline, direct=self._direct_is_newest
-            )
-        return [None if message is None else self._entry(message) for message in found]
+            found = self._reader.stored_newest_of(subjects, deadline, direct=self._direct_is_newest)
+        return [self._entry(found[subject]) if subject in found else None for subject in subjects]
 
     def _commit(self, touched: Revisions, writes: Writes, timeout: Timeout) -> dict[str, int]:
         deadline = self._deadline(timeout)
@@ -289,15 +285,3 @@ class Transactions(ManyKeys):
             actual = 0 if entry is None else entry.revision
             if actual != touched[key]:
                 raise RevisionMismatchError(self._name, key, touched[key], actual)
-
-
-def check_keys(keys: Iterable[str]) -> Iterable[str]:
-    """Return keys as they are if NATS allows them.
-
-    Raises:
-        InvalidKeyError: it does not.
-        TypeError: one is no str, or all together are one.
-    """
-    if isinstance(keys, str):
-        raise TypeError("keys must be several, not a str")
-    return [check_key(key) for key in keys]
