@@ -206,8 +206,11 @@ class OperationTimeoutError(MonoError, TimeoutError):
         self.operation = operation
         self.timeout = timeout
         self.sent = sent
-        after = "" if timeout is None else f" after {timeout:g} s"
-        super().__init__(f"{operation} timed out{after}" + (f": {hint}" if hint else ""))
+        super().__init__(self._describe(hint))
+
+    def _describe(self, hint: str) -> str:
+        after = "" if self.timeout is None else f" after {self.timeout:g} s"
+        return f"{self.operation} timed out{after}" + (f": {hint}" if hint else "")
 
 
 class OutcomeUnknownError(OperationTimeoutError):
@@ -223,9 +226,11 @@ class OutcomeUnknownError(OperationTimeoutError):
     """
 
     def __init__(self, operation: str, timeout: float | None, reason: str = "") -> None:
-        super().__init__(operation, timeout)
-        after = f"no answer within {timeout:g} s" if timeout is not None else "no answer"
-        self.args = (f"{operation}: it is not known whether it happened: {reason or after}",)
+        super().__init__(operation, timeout, reason)
+
+    def _describe(self, hint: str) -> str:
+        after = "no answer" if self.timeout is None else f"no answer within {self.timeout:g} s"
+        return f"{self.operation}: it is not known whether it happened: {hint or after}"
 
 
 # --- the loop thread ------------------------------------------------------------------------------------------------

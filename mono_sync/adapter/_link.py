@@ -67,7 +67,7 @@ class Request:
         self.reply: str = reply
         self.data: bytes = data
         self.server: str = server
-        self.sent = False
+        self.sent: bool = False
         self.waiter: Waiter | None = None
 
     @property

@@ -28,14 +28,14 @@ class Session:
     __slots__ = ("link", "loop")
 
     def __init__(self, config: ConnectionConfig, board: StateBoard) -> None:
-        self.loop = LoopThread(f"mono_sync-loop-{config.name}")
+        self.loop: LoopThread = LoopThread(f"mono_sync-loop-{config.name}")
         told = weakref.ref(board)  # the loop would keep the board, and its listeners the connection, from collection
 
         def tell(state: LinkState) -> None:
             if (board := told()) is not None:
                 board.set(_STATES[state])
 
-        self.link = Link(config, tell)
+        self.link: Link = Link(config, tell)
 
     def run(self, fn: Callable[[*Ts], Coroutine[Any, Any, T]], /, *args: *Ts, deadline: Deadline, operation: str) -> T:
         """Run a coroutine of the link."""

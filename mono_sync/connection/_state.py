@@ -44,7 +44,7 @@ class StateBoard:
     """
 
     def __init__(self) -> None:
-        self.state = ConnectionState.NEW
+        self.state: ConnectionState = ConnectionState.NEW
         self._lock = threading.Lock()
         self._listeners: list[StateListener] = []
         self._changes: _Changes = queue.SimpleQueue()

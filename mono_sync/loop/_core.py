@@ -34,16 +34,18 @@ class Core:
     def __init__(
         self, name: str, loop_factory: Callable[[], asyncio.AbstractEventLoop] | None, start_timeout: float
     ) -> None:
-        self.pid = os.getpid()
+        self.pid: int = os.getpid()
         self.calls: dict[Call[Any], bool] = {}
         self.loop: asyncio.AbstractEventLoop | None = None
         self.failure: BaseException | None = None
-        self.up = threading.Event()  # the loop runs, or has failed to
-        self.ended = threading.Event()
-        self.stopping = False
-        self.exiting = False  # stopping because the interpreter exits
-        self.start_deadline = Deadline(start_timeout)
-        self.thread = threading.Thread(target=self._main, args=(loop_factory,), name=name, daemon=True)
+        self.up: threading.Event = threading.Event()  # the loop runs, or has failed to
+        self.ended: threading.Event = threading.Event()
+        self.stopping: bool = False
+        self.exiting: bool = False  # stopping because the interpreter exits
+        self.start_deadline: Deadline = Deadline(start_timeout)
+        self.thread: threading.Thread = threading.Thread(
+            target=self._main, args=(loop_factory,), name=name, daemon=True
+        )
         self._drain_timeout = _EXIT_TIMEOUT
         self._winding_up: asyncio.Task[None] | None = None
         self._wound_up = False

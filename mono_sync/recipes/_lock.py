@@ -118,7 +118,7 @@ class Lock:
         self._wait = wait
         self._call_timeout = call_timeout
         self._holding: _Holding | None = None
-        self.lost = threading.Event()
+        self.lost: threading.Event = threading.Event()
 
     @property
     def name(self) -> str:

@@ -140,7 +140,8 @@ def _busy_collector() -> Iterator[None]:
     gc.collect()
 
 
-@pytest.mark.parametrize("work", ["plain", "slow"], indirect=True)  # with TLS most of it is collected on the loop
+# With TLS most of it is collected on the loop; where a thread of the test passes the bytes on, it would wait for itself.
+@pytest.mark.parametrize("work", ["plain"], indirect=True)
 @pytest.mark.usefixtures("_busy_collector")
 def test_a_finalizer_may_make_requests(work: Work) -> None:
     with work.others():
