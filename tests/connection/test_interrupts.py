@@ -140,7 +140,7 @@ def _busy_collector() -> Iterator[None]:
     gc.collect()
 
 
-# With TLS most of it is collected on the loop; where a thread of the test passes the bytes on, it would wait for itself.
+# With TLS most of it is collected on the loop; with "slow", in a thread that passes the bytes on, it waits for itself.
 @pytest.mark.parametrize("work", ["plain"], indirect=True)
 @pytest.mark.usefixtures("_busy_collector")
 def test_a_finalizer_may_make_requests(work: Work) -> None:
