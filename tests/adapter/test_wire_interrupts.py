@@ -75,7 +75,7 @@ def interrupt_each_step(pipe: Pipe, size: int, during: Interruption) -> None:
                 break
         Background(sender.request, "the last").result()
         wait_until(lambda: all(map(sender.has_ended, sender.sent.keys() - stopped)), "all")
-    assert step > 40
+    assert step > 30  # all steps; how many there are depends on the interpreter
     times = Counter(reader.commands)
     assert times.keys() <= sender.sent.keys(), "something arrived in halves"
     assert set(times.values()) == {1}
