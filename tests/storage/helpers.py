@@ -172,8 +172,8 @@ class CutProxy(Proxy):
         super().__exit__(*exception)
 
     def _pump(self, source: socket.socket, target: socket.socket) -> None:
-        from_client = source.getsockname() == self._socket.getsockname()
         with contextlib.suppress(OSError):
+            from_client = source.getsockname() == self._socket.getsockname()  # raises if it has been cut already
             while data := source.recv(1 << 16):
                 if not from_client:
                     self._answering.wait()

@@ -387,3 +387,16 @@ def test_messages_that_only_assert_vanish_and_leave_no_mark(any_history: KVBucke
     state = raw_kv(kv).state
     assert state["num_subjects"] == 6
     wait_until(lambda: raw_kv(kv).state["last_seq"] == state["last_seq"], "and nothing came instead")
+
+
+def test_watchers_lists_and_status_tell_of_what_was_written_and_of_nothing_else(kv: KVBucket) -> None:
+    kv.set("read", b"v")
+    with kv.watch_all(updates_only=True) as watcher:
+        with kv.transaction() as tx:
+            tx.get_many(["read", "missing"])
+            tx.set("a", b"v")
+            tx.set("b", b"v")
+        kv.set("last", b"v")
+        assert [watcher.next(timeout=10).key for _ in range(3)] == ["a", "b", "last"]
+        assert sorted(kv) == ["a", "b", "last", "read"]
+        assert (kv.status().keys, kv.status().tombstones) == (4, 0)

@@ -107,6 +107,30 @@ def test_commit_that_was_stored_and_overwritten_before_its_answer_came_is_known(
     assert (kv.get("k"), kv.get("l")) == (b"theirs", b"theirs")
 
 
+@pytest.mark.parametrize("was_stored", [True, False])
+def test_refusal_after_a_lost_answer_does_not_tell_what_happened(
+    cut: KVBucket, proxy: CutProxy, kv: KVBucket, *, was_stored: bool
+) -> None:
+    def commit() -> dict[str, int]:
+        with cut.transaction(timeout=20) as tx:
+            tx.set("k", b"v")
+            tx.set("l", b"v")
+            proxy.babble(b"no server")  # to whoever connects again
+            proxy.cut_at(COMMIT, after=was_stored)
+        return tx.revisions
+
+    committing = Background(commit)
+    wait_until(lambda: proxy.cuts, "the connection is broken")
+    raw_kv(kv).update(allow_atomic=False)
+    proxy.babble(b"")
+    if was_stored:
+        assert committing.result() == {key: kv.get_entry(key).revision for key in ("k", "l")}
+    else:
+        error = committing.error()
+        assert isinstance(error, OutcomeUnknownError)
+        assert "atomic publish is disabled" in str(error)
+
+
 def test_answer_that_never_comes_is_an_unknown_outcome(cut: KVBucket, proxy: CutProxy, kv: KVBucket) -> None:
     with refused(OutcomeUnknownError, cut.transaction(timeout=0.5)) as (tx, caught):
         tx.set("k", b"v")

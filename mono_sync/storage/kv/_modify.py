@@ -25,7 +25,7 @@ class Modifications(Transactions):
     def modify(
         self,
         key: str,
-        function: Callable[[bytes | None], Payload | None],
+        fn: Callable[[bytes | None], Payload | None],
         *,
         ttl: Duration | None = None,
         retry: RetryPolicy = _DEFAULT_POLICY,
@@ -39,7 +39,7 @@ class Modifications(Transactions):
 
         Args:
             key: the key.
-            function: gets the value, or None when the key is missing, deleted, purged or expired; returns the new one,
+            fn: gets the value, or None when the key is missing, deleted, purged or expired; returns the new one,
                 or None to delete the key. An exception in it passes through, and nothing is written.
             ttl: as for `set`.
             retry: how often to try.
@@ -59,7 +59,7 @@ class Modifications(Transactions):
 
         def attempt() -> Entry:
             newest = self._newest(key, deadline, direct=self._direct_is_newest)
-            value = function(None if newest is None or newest.operation is not Operation.PUT else newest.value)
+            value = fn(None if newest is None or newest.operation is not Operation.PUT else newest.value)
             expected = 0 if newest is None else newest.revision
             return self._replace(key, value, headers, deadline, expected)
 
@@ -81,7 +81,7 @@ class Modifications(Transactions):
     def modify_many(
         self,
         keys: Iterable[str],
-        function: Callable[[dict[str, bytes | None]], Mapping[str, Payload | None]],
+        fn: Callable[[dict[str, bytes | None]], Mapping[str, Payload | None]],
         *,
         ttl: Duration | None = None,
         retry: RetryPolicy = _DEFAULT_POLICY,
@@ -94,7 +94,7 @@ class Modifications(Transactions):
 
         Args:
             keys: the keys to read.
-            function: gets their values, None for those that are missing; returns the new values of those that are to be
+            fn: gets their values, None for those that are missing; returns the new values of those that are to be
                 written, None to delete a key. It may be called many times.
             ttl: as for `set`, for all that is written.
             retry: how often to try.
@@ -117,7 +117,7 @@ class Modifications(Transactions):
         def attempt() -> dict[str, int]:
             with self.transaction(timeout=deadline) as tx:
                 found = tx.get_many(wanted, timeout=deadline)
-                changes = function({key: found.get(key) for key in wanted})
+                changes = fn({key: found.get(key) for key in wanted})
                 if unknown := changes.keys() - set(wanted):
                     raise ValueError(f"the function returned keys that were not asked for: {sorted(unknown)}")
                 for key, value in changes.items():
