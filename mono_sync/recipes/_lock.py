@@ -22,6 +22,7 @@ from typing import Any, Final, Protocol, Self
 from mono_sync._durations import DEFAULT, Deadline, Duration, Timeout, to_ttl
 from mono_sync._threads import start_thread
 from mono_sync.errors import (
+    BucketNotFoundError,
     ClosedError,
     ConflictError,
     ForkedError,
@@ -266,7 +267,7 @@ class _Holding:
             self._revision = self._store.update(
                 self._name, self._owner, self._revision, ttl=self._ttl, timeout=self._left
             )
-        except (RevisionMismatchError, ClosedError) as error:
+        except (RevisionMismatchError, BucketNotFoundError, ClosedError) as error:
             return self._lose(error)
         except Exception as error:  # whatever it was: there may be time for another attempt
             if not self._left:

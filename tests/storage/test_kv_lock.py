@@ -70,8 +70,8 @@ def test_locks_of_other_names_are_free(kv: KVBucket) -> None:
 def test_an_exception_in_the_body_frees_it_and_is_not_masked(kv: KVBucket) -> None:
     with pytest.raises(ZeroDivisionError), kv.lock("job"):
         _ = 1 / 0
-    assert kv.lock("job").acquire(timeout=0)
-    kv.purge("job")
+    with kv.lock("job", timeout=0) as lock:
+        assert lock.held
 
 
 def test_an_exception_in_the_body_is_not_masked_by_the_loss_of_the_lock(kv: KVBucket) -> None:
@@ -220,6 +220,18 @@ def test_it_is_lost_when_somebody_removes_it(new_kv: NewKV, history: int) -> Non
     assert not lock.held
     with pytest.raises(LockLostError):
         _ = lock.token
+    with pytest.raises(LockLostError):
+        lock.release()
+
+
+def test_it_is_lost_at_once_when_the_bucket_is_deleted(kv: KVBucket) -> None:
+    lock = kv.lock("job", ttl=30)
+    lock.acquire()
+    holding = lock._holding
+    assert holding is not None
+    raw_kv(kv).delete()
+    assert not holding._renew_once()
+    assert lock.lost.is_set()
     with pytest.raises(LockLostError):
         lock.release()
 

@@ -30,6 +30,7 @@ def interrupted(step: int, action: Callable[[], object]) -> Iterator[Callable[[]
         return trace
 
     before = sys.gettrace()
+    sys._getframe().f_trace_opcodes = True  # Python 3.12 looks at this when it begins to trace, and not later
     sys.settrace(trace)
     try:
         yield lambda: left <= 0
