@@ -178,7 +178,8 @@ class Batch:
 
     def _next_group(self) -> list[tuple[str, Write]]:
         messages, size = list[Unsent](), self._bytes_under_way
-        for message in itertools.islice(self._waiting, _MOST_AT_ONCE):
+        room = _MOST_UNDER_WAY - len(self._under_way)
+        for message in itertools.islice(self._waiting, min(room, _MOST_AT_ONCE)):
             messages.append(message)
             size += len(message[1])
             if size >= _MOST_BYTES_UNDER_WAY:
