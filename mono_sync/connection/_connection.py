@@ -361,6 +361,11 @@ class CoreConnection:
         """Return a text that no other call in any process gets."""
         return self._live_session(deadline, "new_id").link.new_id()
 
+    def new_ids(self, count: int, deadline: Deadline) -> list[str]:
+        """Return so many different ones."""
+        new_id = self._live_session(deadline, "new_ids").link.new_id
+        return [new_id() for _ in range(count)]
+
     def inbox(self, deadline: Deadline) -> Inbox:
         """Return a context manager that receives on a subject of its own until ``deadline``."""
         return Inbox(self._live_session(deadline, "inbox"), deadline)

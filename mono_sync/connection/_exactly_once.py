@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from heapq import heappushpop
-from typing import Final, NoReturn
+from typing import Final, NoReturn, TypeAlias
 
 from mono_sync._durations import Deadline
 from mono_sync.adapter import ServerInfo, encode_known_headers
@@ -49,6 +50,10 @@ def actual_revision(error: JetStreamAPIError) -> int | None:
     """Return the revision that the server named instead of the expected one."""
     match = _ACTUAL.search(error.description)
     return int(match[1]) if match else None
+
+
+Unsent: TypeAlias = tuple[str, bytes, str]
+"""Subject and payload of a message, and what to call its writing in errors."""
 
 
 @dataclass(slots=True)
@@ -146,22 +151,38 @@ class ExactlyOnce:
         expected: int | None = None,
     ) -> Write:
         """Give a message its id; it is to be sent for the first time soon."""
-        now, message_id = time.monotonic(), self._connection.new_id(deadline)
-        marked = {MESSAGE_ID: message_id, **headers}
+        (write,) = self.prepare_all([(subject, data, operation)], headers, deadline, expected=expected)
+        return write
+
+    def prepare_all(
+        self,
+        messages: Sequence[Unsent],
+        headers: dict[str, str],
+        deadline: Deadline,
+        *,
+        expected: int | None = None,
+    ) -> list[Write]:
+        """Do so with messages of the same headers, which are sent together."""
+        now, server = time.monotonic(), self._connection.server_info.id
+        base = max(self._seen[0], expected or 0)
         if expected is not None:
-            marked[EXPECTED_REVISION] = str(expected)
-        return Write(
-            subject,
-            data,
-            encode_known_headers(marked),
-            message_id,
-            expected,
-            max(self._seen[0], expected or 0),
-            self._connection.server_info.id,
-            now,
-            now,
-            operation,
-        )
+            headers = {**headers, EXPECTED_REVISION: str(expected)}
+        ids = self._connection.new_ids(len(messages), deadline)
+        return [
+            Write(
+                subject,
+                data,
+                encode_known_headers({MESSAGE_ID: message_id, **headers}),
+                message_id,
+                expected,
+                base,
+                server,
+                now,
+                now,
+                operation,
+            )
+            for message_id, (subject, data, operation) in zip(ids, messages, strict=True)
+        ]
 
     def saw(self, sequence: int) -> None:
         """Note that the stream has got that far."""

@@ -73,9 +73,10 @@ class Inbox:
 
     def next_within(self, seconds: float, operation: str) -> Message | None:
         """Return the next message, or None when none came within ``seconds``. Raises what `next` raises."""
-        remaining = self._deadline.remaining
-        if remaining is not None and remaining <= seconds:
-            return self.next(operation)
+        if self._arrived.empty():
+            remaining = self._deadline.remaining
+            if remaining is not None and remaining <= seconds:
+                return self.next(operation)
         return self.poll(seconds)
 
     def poll(self, seconds: float | None) -> Message | None:

@@ -7,6 +7,7 @@ its key-value and object stores give wrong answers in cases that our users meet.
 from __future__ import annotations
 
 import json
+import re
 import secrets
 from base64 import b64decode
 from collections.abc import Generator, Iterator, Mapping
@@ -33,6 +34,7 @@ Json: TypeAlias = dict[str, Any]
 _NOT_ENABLED = frozenset({10035, 10039, 10076})
 _NOT_NOW = frozenset({10008, 10009, 10163, 10167})  # no leader; more writes than the stream can queue
 _PATIENCE = 1.5
+_PLAIN_ACK = re.compile(rb'\{"stream":"[^"]*", ?"seq":(\d+)\}')  # as nearly all are: no JSON to be parsed
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.02, 0.5
 NO_MESSAGE = 10037
 _LONG_SUBJECT = 2000
@@ -140,6 +142,9 @@ class JetStream:
             NoRespondersError: no stream takes the subject.
             JetStreamAPIError: the server refused it.
         """
+        plain = _PLAIN_ACK.fullmatch(message.data)
+        if plain is not None:
+            return PubAck(int(plain[1]), duplicate=False)
         if message.status == 503:
             raise NoRespondersError(context)
         answer = read_answer(message.data, context)

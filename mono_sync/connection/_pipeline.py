@@ -5,12 +5,12 @@ from __future__ import annotations
 import itertools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from typing import Final, TypeAlias, TypeVar
+from typing import Final, TypeVar
 
 from mono_sync._durations import Deadline
 from mono_sync.adapter import Message
 from mono_sync.connection._connection import CoreConnection
-from mono_sync.connection._exactly_once import ExactlyOnce, Write
+from mono_sync.connection._exactly_once import ExactlyOnce, Unsent, Write
 from mono_sync.connection._inbox import Inbox, Question
 from mono_sync.connection._jetstream import JetStream
 from mono_sync.errors import (
@@ -27,9 +27,6 @@ from mono_sync.errors import (
 )
 
 T = TypeVar("T")
-
-Unsent: TypeAlias = tuple[str, bytes, str]
-"""Subject and payload of a message, and what to call its writing in errors."""
 
 _MOST_UNDER_WAY: Final = 500  # the server queues 10,000 for a stream, whoever they are from, and refuses more
 _MOST_BYTES_UNDER_WAY: Final = 4 << 20
@@ -67,8 +64,7 @@ def ask_each(
     largest = 0
     with connection.inbox(deadline) as inbox:
         while waiting or under_way:
-            most = window(largest)
-            if waiting and 2 * len(under_way) <= most:
+            if waiting and 2 * len(under_way) <= (most := window(largest)):
                 asked: list[Question] = []
                 while waiting and len(under_way) < most:
                     item, tag = waiting.popleft(), str(next(numbers))
@@ -139,23 +135,27 @@ class Batch:
             ConnectionClosedError: the connection was closed before anything was sent.
         """
         with self._connection.inbox(self._deadline) as inbox:
-            while self._waiting or self._under_way:
-                try:
-                    if not self._deadline.expired:
-                        self._send(inbox)
-                    message = inbox.next_within(_PATIENCE, "storing messages")
-                except ConnectionLostError:
-                    message = None
-                except PermissionDeniedError as error:
-                    self._settle(self._sent_to(error.subject))
-                    continue
-                except (OperationTimeoutError, ConnectionClosedError) as error:
-                    self._give_up(error)
-                    return
-                if message is None:
-                    self._settle(list(self._under_way))
-                else:
-                    self._note(message)
+            self._run(inbox)
+        self._writer.saw(max(self.stored.values(), default=0))
+
+    def _run(self, inbox: Inbox) -> None:
+        while self._waiting or self._under_way:
+            try:
+                if not self._deadline.expired:
+                    self._send(inbox)
+                message = inbox.next_within(_PATIENCE, "storing messages")
+            except ConnectionLostError:
+                message = None
+            except PermissionDeniedError as error:
+                self._settle(self._sent_to(error.subject))
+                continue
+            except (OperationTimeoutError, ConnectionClosedError) as error:
+                self._give_up(error)
+                return
+            if message is None:
+                self._settle(list(self._under_way))
+            else:
+                self._note(message)
 
     def _send(self, inbox: Inbox) -> None:
         if 2 * len(self._under_way) > _MOST_UNDER_WAY or 2 * self._bytes_under_way > _MOST_BYTES_UNDER_WAY:
@@ -163,7 +163,7 @@ class Batch:
         while (
             self._waiting and len(self._under_way) < _MOST_UNDER_WAY and self._bytes_under_way < _MOST_BYTES_UNDER_WAY
         ):
-            group = list(self._next_group())
+            group = self._next_group()
             try:
                 inbox.ask_all([(write.subject, write.data, write.block, tag) for tag, write in group])
             except MessageError:  # one of them is too large for the server that we have come to meanwhile
@@ -176,16 +176,16 @@ class Batch:
                     self._under_way[tag] = write
                     self._bytes_under_way += len(write.data)
 
-    def _next_group(self) -> Iterator[tuple[str, Write]]:
-        size = self._bytes_under_way
-        for subject, data, operation in itertools.islice(self._waiting, _MOST_AT_ONCE):
-            yield (
-                str(next(self._numbers)),
-                self._writer.prepare(subject, data, self._headers, self._deadline, operation),
-            )
-            size += len(data)
+    def _next_group(self) -> list[tuple[str, Write]]:
+        messages, size = list[Unsent](), self._bytes_under_way
+        room = _MOST_UNDER_WAY - len(self._under_way)
+        for message in itertools.islice(self._waiting, min(room, _MOST_AT_ONCE)):
+            messages.append(message)
+            size += len(message[1])
             if size >= _MOST_BYTES_UNDER_WAY:
-                return
+                break
+        writes = self._writer.prepare_all(messages, self._headers, self._deadline)
+        return [(str(next(self._numbers)), write) for write in writes]
 
     def _taken(self, tag: str) -> Write:
         write = self._under_way.pop(tag)
@@ -198,7 +198,7 @@ class Batch:
             return  # settled before
         write = self._taken(tag)
         try:
-            self._succeed(write, JetStream.read_ack(message, write.operation).sequence)
+            self.stored[write.subject] = JetStream.read_ack(message, write.operation).sequence
         except (NoRespondersError, JetStreamUnavailableError):  # refused unseen, for the moment
             self._carry_out(write, in_doubt=False)
         except JetStreamAPIError as error:
@@ -214,13 +214,9 @@ class Batch:
 
     def _carry_out(self, write: Write, *, in_doubt: bool) -> None:
         try:
-            self._succeed(write, self._writer.carry_out(write, self._deadline, in_doubt=in_doubt))
+            self.stored[write.subject] = self._writer.carry_out(write, self._deadline, in_doubt=in_doubt)
         except MonoError as error:
             self.failed[write.subject] = error
-
-    def _succeed(self, write: Write, sequence: int) -> None:
-        self.stored[write.subject] = sequence
-        self._writer.saw(sequence)
 
     def _give_up(self, error: OperationTimeoutError | ConnectionClosedError) -> None:
         """Say of all that is left what may have become of it."""
