@@ -37,6 +37,7 @@ _PATIENCE = 1.5
 _PLAIN_ACK = re.compile(rb'\{"stream":"[^"]*", ?"seq":(\d+)\}')  # as nearly all are: no JSON to be parsed
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.02, 0.5
 NO_MESSAGE = 10037
+_NO_CONSUMER = 10014
 _LONG_SUBJECT = 2000
 _CONSUMER_LIFETIME_NS = 10_000_000_000  # without a pull; an order to delete may overtake the one to create
 _PULL_TIME = 1.0
@@ -327,7 +328,7 @@ class JetStream:
         self, stream: str, name: str, subject: str, deadline: Deadline, *, policy: str, headers_only: bool
     ) -> Json:
         config = consumer_config(name, subject, policy=policy, headers_only=headers_only)
-        return self.api(f"CONSUMER.CREATE.{stream}.{name}", {"stream_name": stream, "config": config}, deadline)
+        return self._consumer_api(f"CREATE.{stream}.{name}", {"stream_name": stream, "config": config}, deadline)
 
     def _forget_consumer(self, stream: str, consumer: str) -> None:
         """Delete a consumer without waiting for the answer, for the time of the call may be over."""
@@ -370,7 +371,7 @@ class JetStream:
                         return
                 elif end.status not in (404, 408):
                     self._check_consumer(stream, consumer, deadline)
-                    raise JetStreamAPIError(end.status or 0, 0, end.description, context=operation)
+                    raise self._refusal(end, operation)
                 elif (
                     end.status == 404
                     or (received and monotonic() - started < _PULL_TIME)
@@ -382,7 +383,22 @@ class JetStream:
 
     def _check_consumer(self, stream: str, consumer: str, deadline: Deadline) -> Json:
         """Return the state of a consumer; raises if it or its stream is gone."""
-        return self.api(f"CONSUMER.INFO.{stream}.{consumer}", None, deadline)
+        return self._consumer_api(f"INFO.{stream}.{consumer}", None, deadline)
+
+    def _consumer_api(self, call: str, body: Json | None, deadline: Deadline) -> Json:
+        """Ask about a consumer; `ConnectionLostError` if a server of a cluster has taken it along: begin a new one."""
+        try:
+            return self.api(f"CONSUMER.{call}", body, self._patience(deadline))
+        except (OperationTimeoutError, JetStreamUnavailableError, JetStreamAPIError) as error:
+            gone = not isinstance(error, JetStreamAPIError) or error.err_code == _NO_CONSUMER
+            if deadline.expired or not gone or not self._connection.server_info.cluster:
+                raise
+            raise ConnectionLostError("the server that was to deliver messages does not answer") from error
+
+    def _refusal(self, end: Message, operation: str) -> MonoError:
+        if end.status == 503 and self._connection.server_info.cluster:  # the consumer is moving, or not there yet
+            return ConnectionLostError(f"{operation}: nobody delivers messages")
+        return JetStreamAPIError(end.status or 0, 0, end.description, context=operation)
 
 
 def consumer_config(

@@ -124,7 +124,8 @@ class KVBucketConfig(BucketConfig):
         replicas: copies in a cluster, 1 to 5.
         compression: compress on the server; needs nats-server 2.10.
         history: revisions kept of each key, 1 to 64.
-        max_value_size: the largest message in bytes, headers included. None: as large as the server takes.
+        max_value_size: the largest message in bytes, headers included; the id of each write takes about 45 of them.
+            None: as large as the server takes.
 
     Raises:
         ConfigurationError: an option cannot be right; the message names it.

@@ -8,8 +8,10 @@ import pytest
 
 from mono_sync import KVBucket, KVBucketConfig, RevisionMismatchError
 from tests.fixtures.cluster import Cluster
+from tests.fixtures.waiting import wait_until
 from tests.storage.helpers import api_calls, raw_kv
 from tests.storage.load import Load
+from tests.support.threads import Repeated
 
 pytestmark = pytest.mark.slow
 
@@ -86,3 +88,37 @@ def test_no_write_fails_or_happens_twice_when_the_leader_is_killed(cluster: Clus
         cluster.servers[leader].start()
         load.wait_progress()
     load.check()
+
+
+def test_listing_and_histories_go_on_when_the_server_is_killed_that_delivers_them(cluster: Cluster) -> None:
+    kv = _open(cluster, history=5)
+    for number in range(100):
+        kv.set(f"k{number}", b"")
+    stale = cluster.connect().kv("b", stale_reads=True)
+    rounds = [0, 0, 0]
+
+    def list_keys() -> None:
+        assert len(kv.keys(timeout=60)) == 100
+        rounds[0] += 1
+
+    def read_history() -> None:
+        assert len(kv.history("k1", timeout=60)) == 1
+        rounds[1] += 1
+
+    def read_stale_history() -> None:
+        assert len(stale.history("k1", timeout=60)) == 1
+        rounds[2] += 1
+
+    def go_on() -> None:
+        before = list(rounds)
+        wait_until(
+            lambda: all(now > then + 2 for now, then in zip(rounds, before, strict=True)), "all go on", timeout=60
+        )
+
+    with Repeated([list_keys, read_history, read_stale_history]):
+        go_on()
+        leader = cluster.leader(raw_kv(kv).connection, "KV_b")
+        cluster.servers[leader].kill()
+        go_on()
+        cluster.servers[leader].start()
+        go_on()
