@@ -12,12 +12,14 @@ import pytest
 import trustme
 
 from mono_sync import BlockingCallError, Connection, KVBucket, KVBucketConfig
-from tests.connection.conftest import Connect
+from tests.connection.conftest import Connect, on_each_loop
 from tests.fixtures.servers import RawServer, RunNatsServer
 from tests.support.signals import Stop, Storm
 from tests.support.threads import Repeated
 
 SIZES = (10, 50_000, 900_000)
+
+pytestmark = on_each_loop
 
 
 class Work:
