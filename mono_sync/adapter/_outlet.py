@@ -90,9 +90,8 @@ class Outlet:
     def __init__(self, transport: asyncio.WriteTransport, *, direct: bool) -> None:
         self._file = _duplicate(transport) if direct else None
         self.left: list[Batch] = [Batch()]
-        self._pen = (
-            threading.RLock()
-        )  # whoever holds it writes; a write that fails may set off a `__del__` that does too
+        # Whoever holds the pen writes. It can be taken twice, for a write that fails may set off a `__del__` that writes.
+        self._pen = threading.RLock()
         self._take_pen, self._give_pen = (self._pen.acquire,), (self._pen.release,)
         self._free = map(not_, repeat(self.left))
         self._emit = len if self._file is None else self._file.write  # not called without a file: it is never free

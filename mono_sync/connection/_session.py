@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any, TypeVar, TypeVarTuple
 
 from mono_sync._durations import Deadline
 from mono_sync.adapter import ConnectionConfig, Link, LinkState, Message, NotSentError, Request, Waiter
 from mono_sync.connection._state import ConnectionState, StateBoard
 from mono_sync.errors import ClosedError, ConnectionClosedError, OperationTimeoutError
-from mono_sync.loop import LoopThread
+from mono_sync.loop import LoopThread, new_event_loop
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -28,7 +29,9 @@ class Session:
     __slots__ = ("link", "loop")
 
     def __init__(self, config: ConnectionConfig, board: StateBoard) -> None:
-        self.loop: LoopThread = LoopThread(f"mono_sync-loop-{config.name}")
+        self.loop: LoopThread = LoopThread(
+            f"mono_sync-loop-{config.name}", loop_factory=partial(new_event_loop, uvloop=config.uvloop)
+        )
         told = weakref.ref(board)  # the loop would keep the board, and its listeners the connection, from collection
 
         def tell(state: LinkState) -> None:

@@ -62,6 +62,8 @@ def test_durations_may_be_timedeltas() -> None:
         ({"inbox_prefix": "a.*"}, "inbox_prefix must be"),
         ({"inbox_prefix": "$SYS"}, "inbox_prefix must be"),
         ({"inbox_prefix": "a..b"}, "inbox_prefix must be"),
+        ({"uvloop": 1}, "uvloop must be True, False or None"),
+        ({"uvloop": "yes"}, "uvloop must be True, False or None"),
     ],
 )
 def test_what_cannot_be_right_is_refused_by_name(options: dict[str, Any], rule: str) -> None:

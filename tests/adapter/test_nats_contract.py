@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import inspect
 
@@ -9,6 +10,7 @@ import pytest
 from nats.aio.client import Client, RawCredentials, Server, Srv
 from nats.aio.subscription import Subscription
 from nats.aio.transport import TcpTransport
+from nats.protocol import parser
 
 from mono_sync.adapter import ConnectionConfig
 from mono_sync.adapter import client as adapter
@@ -62,23 +64,53 @@ def test_the_transport_keeps_its_streams_where_we_look() -> None:
     assert {"_io_writer", "_bare_io_writer", "_io_reader"} <= set(vars(transport))
 
 
-def test_the_client_keeps_its_state_where_we_look() -> None:
-    client = adapter.NatsClient(ConnectionConfig(), Owner())
-    assert {
-        "_auth_configured",
-        "_current_server",
-        "_flusher_task",
-        "_pending_data_size",
-        "_ping_interval_task",
-        "_pings_outstanding",
-        "_pongs",
-        "_reading_task",
-        "_server_pool",
-        "_status",
-        "_transport",
-        "_user_credentials",
-        "options",
-    } <= set(vars(client))
+def _touched(*names: str) -> set[str]:
+    """Return the attributes that the adapter's client uses of what has one of these names in its source."""
+    nodes = ast.walk(ast.parse(inspect.getsource(adapter)))
+    return {node.attr for node in nodes if isinstance(node, ast.Attribute) and ast.unparse(node.value) in names}
+
+
+OWN = {
+    *(vars(adapter.NatsClient).keys() - vars(Client).keys()),
+    *(vars(adapter.NatsClient(ConnectionConfig(), Owner())).keys() - vars(Client()).keys()),
+    *vars(adapter._SinkFuture),
+}
+TOUCHED = {
+    Client: _touched("self", "client", "super()", "Client") - OWN,
+    parser.Parser: _touched("self._ps"),
+    Srv: _touched("s", "self._current_server", "server") - {"geturl"},  # that of an address, which is no Srv
+    Subscription: _touched("subscription"),
+}
+
+
+def _samples() -> dict[type[object], object]:
+    client = Client()
+    client.set_server_pool(["nats://127.0.0.1:4222"])
+    subscription = Subscription(client, id=1, subject="x")
+    return {Client: client, parser.Parser: client._ps, Srv: client._server_pool[0], Subscription: subscription}
+
+
+def _missing(samples: dict[type[object], object]) -> set[str]:
+    return {name for kind, names in TOUCHED.items() for name in names if not hasattr(samples[kind], name)}
+
+
+def test_all_that_we_touch_is_there() -> None:
+    assert len(TOUCHED[Client]) > 20
+    assert all(TOUCHED.values())
+    assert _missing(_samples()) == set()
+    assert parser.Parser(Client()).state == parser.AWAITING_CONTROL_LINE
+
+
+@pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind, names in TOUCHED.items() for name in sorted(names)])
+def test_we_would_notice_if_it_vanished(kind: type[object], name: str) -> None:
+    class Newer:
+        def __getattr__(self, other: str) -> object:
+            if other == name:
+                raise AttributeError(other)
+            return getattr(samples[kind], other)
+
+    samples = _samples()
+    assert _missing({**samples, kind: Newer()}) == {name}
 
 
 def test_servers_are_known_by_their_location() -> None:

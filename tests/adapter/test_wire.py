@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -33,6 +35,25 @@ def test_a_command_leaves(pipe: Pipe) -> None:
     pipe.wire.put(request)
     assert pipe.read(6) == b"PING\r\n"
     assert request.fate == "claimed"
+
+
+@pytest.mark.parametrize("lacks", ["a socket", "a number"])
+def test_without_a_socket_of_its_own_the_loop_sends(monkeypatch: pytest.MonkeyPatch, lacks: str) -> None:
+    def no_more(_number: int) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    if lacks == "a number":
+        monkeypatch.setattr(os, "dup", no_more)
+    pipe = Pipe(direct=True, hide_socket=lacks == "a socket")
+    try:
+        assert not pipe.wire.is_direct
+        assert not pipe.wire.send(b"now or never")
+        pipe.wire.put(Request(b"<main>"))
+        Background(pipe.wire.put, Request(b"<other>")).result()
+        pipe.add(b"<loop>")
+        assert sorted(pipe.read(19).split(b">")) == [b"", b"<loop", b"<main", b"<other"]
+    finally:
+        pipe.close()
 
 
 @pytest.mark.parametrize("in_main_thread", [True, False], ids=["main thread", "other thread"])
@@ -156,3 +177,20 @@ def test_whoever_finds_the_gate_shut_by_the_loop_is_not_forgotten(direct_pipe: P
     wire._gate = Gate(put_in_another_thread)  # type: ignore[assignment]
     direct_pipe.call(wire.resume)
     assert direct_pipe.read(len(first.data + request.data)) == first.data + request.data
+
+
+def test_what_is_sent_now_is_sent_at_once_or_not_at_all(direct_pipe: Pipe) -> None:
+    assert direct_pipe.wire.send(b"first")
+    assert Background(direct_pipe.wire.send, b"second").result()
+    assert direct_pipe.read(11) == b"firstsecond"
+    before = direct_pipe.fill()
+    assert not direct_pipe.wire.send(b"too late")
+    assert direct_pipe.read(len(before)) == before
+    wait_until(lambda: direct_pipe.wire.is_direct, "all sent")
+    large = bytes(range(256)) * 1000
+    assert direct_pipe.wire.send(large)
+    assert not direct_pipe.wire.send(b"too late")
+    assert direct_pipe.read(len(large)) == large
+    wait_until(lambda: direct_pipe.wire.is_direct, "all sent")
+    assert direct_pipe.wire.send(b"last")
+    assert direct_pipe.read(4) == b"last"

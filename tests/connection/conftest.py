@@ -13,13 +13,22 @@ from tests.fixtures.waiting import wait_until
 Connect = Callable[..., Connection]
 
 
+on_each_loop = pytest.mark.parametrize("uvloop", [False, True], ids=["asyncio", "uvloop"])
+"""Lets tests that use `connect` run on both event loops."""
+
+
 @pytest.fixture
-def connect() -> Iterator[Connect]:
+def uvloop() -> bool | None:
+    return None
+
+
+@pytest.fixture
+def connect(uvloop: bool | None) -> Iterator[Connect]:
     """Like `mono_sync.connect`, closed after the test; reconnects quickly unless told otherwise."""
     with ExitStack() as stack:
 
         def connect(servers: str | list[str], **options: Any) -> Connection:
-            options = {"reconnect_wait": 0.02, "reconnect_max_wait": 0.1, **options}
+            options = {"reconnect_wait": 0.02, "reconnect_max_wait": 0.1, "uvloop": uvloop, **options}
             return stack.enter_context(mono_sync.connect(servers, **options))
 
         yield connect

@@ -20,11 +20,13 @@ from mono_sync._durations import Deadline
 from mono_sync.adapter import _outlet
 from mono_sync.adapter._link import Link
 from mono_sync.adapter.client import NatsClient
-from tests.connection.conftest import Connect, flush_after_restart
+from tests.connection.conftest import Connect, flush_after_restart, on_each_loop
 from tests.fixtures.servers import RawServer, RunNatsServer
 from tests.fixtures.waiting import wait_until
 
 JETSTREAM = "jetstream: enabled"
+
+pytestmark = on_each_loop
 
 
 def _link(connection: Connection) -> Link:

@@ -31,7 +31,7 @@ from mono_sync import (
 )
 from mono_sync.connection._state import StateBoard
 from mono_sync.errors import ConfigurationError
-from tests.connection.conftest import Connect
+from tests.connection.conftest import Connect, on_each_loop
 from tests.fixtures.leaks import no_more_threads_than, our_threads
 from tests.fixtures.servers import RawServer, RunNatsServer
 from tests.fixtures.waiting import wait_until
@@ -252,6 +252,7 @@ with mono_sync.connect({server.url!r}) as connection:
 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+@on_each_loop
 def test_a_forked_child_opens_a_connection_of_its_own(server: RawServer, connect: Connect) -> None:
     connection = connect(server.url)
     mine = connection.server_info.client_id

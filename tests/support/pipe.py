@@ -36,7 +36,7 @@ class Request:
 class Pipe:
     """A wire whose other end the test reads when it wants to."""
 
-    def __init__(self, *, direct: bool) -> None:
+    def __init__(self, *, direct: bool, hide_socket: bool = False) -> None:
         near, self.far = socket.socketpair()
         near.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
         near.setblocking(False)
@@ -44,6 +44,7 @@ class Pipe:
         self.loop = LoopThread("wire")
         self._near = near
         self.direct = direct
+        self._hide_socket = hide_socket
         self.wire = self.loop.run(self._open, deadline=Deadline(20), operation="open")
 
     async def _open(self) -> Wire:
@@ -56,6 +57,9 @@ class Pipe:
 
         self.transport, _ = await loop.create_connection(Protocol, sock=self._near)
         self.transport.set_write_buffer_limits(high=0)
+        if self._hide_socket:
+            patched: Any = self.transport
+            patched.get_extra_info = lambda _name: None
         return Wire(self.transport, loop, direct=self.direct)
 
     def read(self, size: int) -> bytes:
