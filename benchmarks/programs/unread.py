@@ -9,7 +9,6 @@ import sys
 import nats
 
 import mono_sync
-from benchmarks.upcoming import Watches
 
 
 def order() -> int:
@@ -18,12 +17,9 @@ def order() -> int:
 
 
 def ours(url: str, token: str, name: str) -> None:
-    with mono_sync.connect(url, token=token) as connection:
-        bucket: object = connection.kv(name)
-        assert isinstance(bucket, Watches)
-        with bucket.watch_all() as watcher:
-            count = order()
-            print(sum(1 for _ in itertools.islice(watcher, count)))
+    with mono_sync.connect(url, token=token) as connection, connection.kv(name).watch_all() as watcher:
+        count = order()
+        print(sum(1 for _ in itertools.islice(watcher, count)))
 
 
 async def nats_py(url: str, token: str, name: str) -> None:
