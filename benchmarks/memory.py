@@ -1,4 +1,4 @@
-"""How much a process grows that watches a bucket and reads nothing."""
+"""How much a process grows that watches a bucket and does not read."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def resident(pid: int) -> int:
 
 
 def growth_of_unread_watcher(client: str, server: EmbeddedServer, bucket: str, count: int, size: int) -> int:
-    """Return by how many bytes a process that watches and does not read grows at most while another writes ``count``
-    values, and until half a second later. One of ours then has to read them all.
+    """Return by how many bytes a process grows at most that watches and reads one entry, while another writes ``count``
+    values and until half a second later. One of ours then has to read them all.
     """
     where = (server.url, server.token, bucket)
     with program("unread", client, *where) as reader:

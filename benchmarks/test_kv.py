@@ -16,8 +16,7 @@ from benchmarks.measure import Compare, Figure, Goals, Record, Row, Thread, in_t
 from benchmarks.memory import growth_of_unread_watcher
 from benchmarks.peers.contender import KEY, VALUE, Blocking, Contender, Operation, Ours
 from benchmarks.peers.nats_py import InLoop
-from benchmarks.upcoming import Batches, Watcher, Watches
-from mono_sync import EmbeddedServer, KVBucket
+from mono_sync import EmbeddedServer, KVBucket, Watcher
 
 NewBucket = Callable[[int], KVBucket]
 NewInLoop = Callable[[str], InLoop]
@@ -59,20 +58,17 @@ def test_many_threads(
 @pytest.mark.parametrize("operation", ["get", "set"])
 def test_batch(compare: Compare, new_bucket: NewBucket, operation: Operation) -> None:
     bucket = new_bucket(1000)
-    if not isinstance(bucket, Batches):
-        pytest.skip("get_many and set_many come with the batches")
-    batches: Batches = bucket
     values = {f"key.{number}": VALUE for number in range(1000)}
 
     def get_many() -> None:
-        assert len(batches.get_many(values)) == len(values)
+        assert len(bucket.get_many(values)) == len(values)
 
     def get_each() -> None:
         for key in values:
             bucket.get(key)
 
     def set_many() -> None:
-        assert len(batches.set_many(values)) == len(values)
+        assert len(bucket.set_many(values)) == len(values)
 
     def set_each() -> None:
         for key, value in values.items():
@@ -102,14 +98,11 @@ def test_keys(compare: Compare, benchmark: BenchmarkFixture, new_bucket: NewBuck
 def test_snapshot(compare: Compare, benchmark: BenchmarkFixture, new_bucket: NewBucket, new_nats_py: NewInLoop) -> None:
     count = 100_000 if benchmark.enabled else 1000
     bucket = new_bucket(count)
-    if not isinstance(bucket, Watches):
-        pytest.skip("watch_all comes with the watchers")
-    watches: Watches = bucket
     nats_py = new_nats_py(bucket.name)
 
     def read_snapshot() -> None:
-        with watches.watch_all() as watcher:
-            assert len(watcher.snapshot()) == count
+        with bucket.watch_all() as watcher:
+            assert len(watcher.snapshot(timeout=None)) == count
 
     figure = Figure("watch snapshot of 100,000", nats_py.name, MANY_KEYS)
     compare(figure, repeated(read_snapshot, 1), lambda: nats_py.read_snapshot(count), rounds=5)
@@ -137,8 +130,6 @@ def arrivals(watcher: Watcher) -> Iterator[queue.SimpleQueue[float]]:
 @pytest.mark.parametrize("thread", ["main", "worker"])
 def test_time_to_a_watcher(compare: Compare, bucket: KVBucket, new_bucket: NewBucket, thread: Thread) -> None:
     watched = new_bucket(1)
-    if not isinstance(watched, Watches):
-        pytest.skip("watch_all comes with the watchers")
 
     def set_one() -> float:
         start = time.perf_counter()
@@ -163,8 +154,6 @@ def test_time_to_a_watcher(compare: Compare, bucket: KVBucket, new_bucket: NewBu
 def test_memory_of_an_unread_watcher(
     benchmark: BenchmarkFixture, record: Record, server: EmbeddedServer, new_bucket: NewBucket
 ) -> None:
-    if not isinstance(new_bucket(0), Watches):
-        pytest.skip("watch_all comes with the watchers")
     size = MEBIBYTE // 16
     count = (400 if benchmark.enabled else 4) * 16
 

@@ -1,4 +1,4 @@
-"""Watch a bucket and read nothing, until a line on standard input says how many entries to read after all."""
+"""Watch a bucket and read one entry; a line on standard input then says how many were to be read in all."""
 
 from __future__ import annotations
 
@@ -9,21 +9,14 @@ import sys
 import nats
 
 import mono_sync
-from benchmarks.upcoming import Watches
-
-
-def order() -> int:
-    print("ready", flush=True)
-    return int(sys.stdin.readline())
 
 
 def ours(url: str, token: str, name: str) -> None:
-    with mono_sync.connect(url, token=token) as connection:
-        bucket: object = connection.kv(name)
-        assert isinstance(bucket, Watches)
-        with bucket.watch_all() as watcher:
-            count = order()
-            print(sum(1 for _ in itertools.islice(watcher, count)))
+    with mono_sync.connect(url, token=token) as connection, connection.kv(name).watch_all() as watcher:
+        print("ready", flush=True)
+        watcher.next(timeout=None)  # while it waits, the server may send more than it will read
+        rest = int(sys.stdin.readline()) - 1
+        print(1 + sum(1 for _ in itertools.islice(watcher, rest)))
 
 
 async def nats_py(url: str, token: str, name: str) -> None:
@@ -32,8 +25,9 @@ async def nats_py(url: str, token: str, name: str) -> None:
 
     client = await nats.connect(url, token=token, error_cb=ignore)
     bucket = await client.jetstream().key_value(name)
-    await bucket.watchall()
-    await asyncio.to_thread(order)
+    await bucket.watchall()  # the server sends all that is written, read or not
+    print("ready", flush=True)
+    await asyncio.to_thread(sys.stdin.readline)
     await client.close()
 
 
