@@ -90,7 +90,7 @@ class Outlet:
     def __init__(self, transport: asyncio.WriteTransport, *, direct: bool) -> None:
         self._file = _duplicate(transport) if direct else None
         self.left: list[Batch] = [Batch()]
-        # Whoever holds the pen writes. It can be taken twice, for a write that fails may set off a `__del__` that writes.
+        # Whoever holds it writes. It can be taken twice, for a write that fails may set off a `__del__` that writes.
         self._pen = threading.RLock()
         self._take_pen, self._give_pen = (self._pen.acquire,), (self._pen.release,)
         self._free = map(not_, repeat(self.left))

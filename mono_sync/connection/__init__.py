@@ -1,11 +1,12 @@
 """The blocking connection: states, publish and request, and JetStream's API on top of them."""
 
+from mono_sync.connection._answers import Json, PubAck, StoredMessage, parse_time, read_ack, read_direct
 from mono_sync.connection._atomic import AtomicBatches, BatchRefusedError, Conditional
 from mono_sync.connection._connection import CoreConnection
 from mono_sync.connection._exactly_once import ExactlyOnce, actual_revision, is_conflict
 from mono_sync.connection._follower import Followed, Follower
 from mono_sync.connection._inbox import Inbox
-from mono_sync.connection._jetstream import JetStream, Json, PubAck, StoredMessage, parse_time, read_direct
+from mono_sync.connection._jetstream import JetStream
 from mono_sync.connection._pipeline import Batch
 from mono_sync.connection._reading import Listed, StreamReader
 from mono_sync.connection._state import ConnectionState, StateListener
@@ -31,5 +32,6 @@ __all__ = [
     "actual_revision",
     "is_conflict",
     "parse_time",
+    "read_ack",
     "read_direct",
 ]

@@ -9,10 +9,11 @@ from typing import Final, NoReturn
 
 from mono_sync._durations import Deadline
 from mono_sync.adapter import encode_known_headers
+from mono_sync.connection._answers import Json, read_ack
 from mono_sync.connection._connection import CoreConnection
 from mono_sync.connection._exactly_once import EXPECTED_REVISION, ExactlyOnce, Write, actual_revision, is_conflict
 from mono_sync.connection._inbox import Inbox, Question
-from mono_sync.connection._jetstream import JetStream, Json
+from mono_sync.connection._jetstream import JetStream
 from mono_sync.connection._reading import StreamReader
 from mono_sync.errors import (
     ConnectionLostError,
@@ -219,7 +220,7 @@ class AtomicBatches(ExactlyOnce):
                     continue
                 index = int(answer.subject.rpartition(".")[2])
                 try:
-                    sequence = self._jetstream.read_ack(answer, operation).sequence
+                    sequence = read_ack(answer, operation).sequence
                 except JetStreamAPIError as error:
                     raise BatchRefusedError(index, error) from error
                 if index == last:

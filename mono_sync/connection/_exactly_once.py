@@ -11,8 +11,9 @@ from typing import Final, NoReturn, TypeAlias
 
 from mono_sync._durations import Deadline
 from mono_sync.adapter import ServerInfo, encode_known_headers
+from mono_sync.connection._answers import Json, StoredMessage, read_ack
 from mono_sync.connection._connection import CoreConnection
-from mono_sync.connection._jetstream import JetStream, Json, StoredMessage
+from mono_sync.connection._jetstream import JetStream
 from mono_sync.errors import (
     ConnectionLostError,
     JetStreamAPIError,
@@ -219,7 +220,7 @@ class ExactlyOnce:
     def _publish(self, write: Write, data: bytes, block: bytes, deadline: Deadline, server: str = "") -> int:
         message = self._connection.exchange(write.subject, data, block, deadline, server=server)
         try:
-            return self._jetstream.read_ack(message, write.operation).sequence
+            return read_ack(message, write.operation).sequence
         except JetStreamAPIError as error:
             if error.err_code in _UNDER_WAY:
                 raise JetStreamUnavailableError(error.description, temporary=True) from error

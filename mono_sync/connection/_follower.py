@@ -11,8 +11,8 @@ from typing import Final, Literal, TypeAlias, TypeVar
 
 from mono_sync._durations import Deadline
 from mono_sync.adapter import Message
+from mono_sync.connection._answers import Json
 from mono_sync.connection._connection import CoreConnection
-from mono_sync.connection._jetstream import Json
 from mono_sync.connection._pulling import ConsumerLostError, PullConsumer, follower_config
 from mono_sync.connection._state import ConnectionState
 from mono_sync.errors import (

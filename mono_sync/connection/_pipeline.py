@@ -9,10 +9,10 @@ from typing import Final, TypeVar
 
 from mono_sync._durations import Deadline
 from mono_sync.adapter import Message
+from mono_sync.connection._answers import read_ack
 from mono_sync.connection._connection import CoreConnection
 from mono_sync.connection._exactly_once import ExactlyOnce, Unsent, Write
 from mono_sync.connection._inbox import Inbox, Question
-from mono_sync.connection._jetstream import JetStream
 from mono_sync.errors import (
     ConnectionClosedError,
     ConnectionLostError,
@@ -198,7 +198,7 @@ class Batch:
             return  # settled before
         write = self._taken(tag)
         try:
-            self.stored[write.subject] = JetStream.read_ack(message, write.operation).sequence
+            self.stored[write.subject] = read_ack(message, write.operation).sequence
         except (NoRespondersError, JetStreamUnavailableError):  # refused unseen, for the moment
             self._carry_out(write, in_doubt=False)
         except JetStreamAPIError as error:

@@ -11,9 +11,10 @@ from typing import Final
 
 from mono_sync._durations import Deadline
 from mono_sync.adapter import Message
+from mono_sync.connection._answers import Json, read_answer
 from mono_sync.connection._connection import CoreConnection
 from mono_sync.connection._inbox import Inbox, Question
-from mono_sync.connection._jetstream import Json, consumer_config, read_answer
+from mono_sync.connection._jetstream import consumer_config
 from mono_sync.errors import ConnectionClosedError, JetStreamUnavailableError, MonoError, OperationTimeoutError
 
 _BATCH: Final = 1024

@@ -12,18 +12,9 @@ from typing import Final, NamedTuple
 
 from mono_sync._durations import Deadline
 from mono_sync.adapter import Message
+from mono_sync.connection._answers import Json, StoredMessage, parse_time, place_of, read_direct, read_raw
 from mono_sync.connection._connection import CoreConnection
-from mono_sync.connection._jetstream import (
-    NO_MESSAGE,
-    JetStream,
-    Json,
-    StoredMessage,
-    direct_question,
-    parse_time,
-    place_of,
-    read_direct,
-    read_raw,
-)
+from mono_sync.connection._jetstream import NO_MESSAGE, JetStream, direct_question
 from mono_sync.connection._pipeline import ask_each
 from mono_sync.errors import ConnectionLostError
 

@@ -6,7 +6,7 @@ import logging
 import re
 
 from mono_sync._durations import Deadline
-from mono_sync.connection import CoreConnection, Inbox, JetStream
+from mono_sync.connection import CoreConnection, Inbox, JetStream, read_ack
 from mono_sync.errors import ConnectionLostError, DigestMismatchError, MonoError
 from mono_sync.storage._meta import sha256
 from mono_sync.storage._values import ObjectInfo
@@ -78,12 +78,12 @@ class Chunks:
                 for start in range(0, len(view), size):
                     if in_flight == _IN_FLIGHT:
                         in_flight -= 1
-                        self._jetstream.read_ack(inbox.next(operation), operation)
+                        read_ack(inbox.next(operation), operation)
                     in_flight += 1
                     inbox.ask(subject, bytes(view[start : start + size]))
                 while in_flight:
                     in_flight -= 1
-                    self._jetstream.read_ack(inbox.next(operation), operation)
+                    read_ack(inbox.next(operation), operation)
             except BaseException as error:
                 clean_up = clean_up_deadline(error, deadline)
                 self._settle(inbox, in_flight, clean_up)

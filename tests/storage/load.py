@@ -119,8 +119,7 @@ class Load:
         raw = raw_kv(self._kv)
         writes = _COUNTERS + _WRITES_PER_ROUND * sum(self._done[: self._own]) + self._increments.total()
         assert writes <= raw.state["last_seq"] <= writes + self._unknown.total(), "each write takes one sequence"
-        stored = JetStream(raw.connection).pull(raw.stream, ">", Deadline(60), policy="all")
-        messages = list(stored)
+        messages = JetStream(raw.connection).pull_all(raw.stream, ">", Deadline(60), policy="all")
         ids = [message.headers["Nats-Msg-Id"] for message in messages]
         assert len(ids) == len(set(ids)), "a write was applied twice"
         for message in messages:

@@ -20,7 +20,7 @@ from mono_sync import (
 )
 from mono_sync._durations import Deadline
 from mono_sync.adapter import Listening, Message
-from mono_sync.connection import JetStream, _jetstream
+from mono_sync.connection import JetStream, _answers, _jetstream
 from tests.fixtures.servers import RunNatsServer
 from tests.fixtures.waiting import wait_until
 from tests.storage.conftest import NewKV
@@ -297,7 +297,7 @@ def test_messages_that_name_the_servers_domain_are_understood(
 def test_all_forms_of_a_delivered_messages_place_are_read() -> None:
     place = "S.c.1.7.3.1700000000000000000.4"
     for reply in (f"$JS.ACK.{place}", f"$JS.ACK.hub.account.{place}", f"$JS.ACK.hub.account.{place}.random"):
-        message = _jetstream._read_delivered(Message("s", b"", reply))
+        message = _answers.read_delivered(Message("s", b"", reply))
         assert (message.sequence, message.pending) == (7, 4)
         assert message.time == datetime.fromtimestamp(1_700_000_000, UTC)
 

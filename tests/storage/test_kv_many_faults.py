@@ -25,7 +25,7 @@ from mono_sync import (
 )
 from mono_sync._durations import Deadline
 from mono_sync.adapter import Message
-from mono_sync.connection import ExactlyOnce, JetStream, _pipeline
+from mono_sync.connection import ExactlyOnce, JetStream, _exactly_once, _pipeline, read_ack
 from tests.fixtures.servers import RunNatsServer
 from tests.fixtures.waiting import wait_until
 from tests.storage.conftest import NewKV
@@ -155,7 +155,7 @@ TOO_MANY = Message("", b'{"error": {"code": 429, "err_code": 10167, "description
 def test_writes_that_nobody_takes_at_the_moment_are_sent_again(
     scene: Scene, monkeypatch: pytest.MonkeyPatch, refusal: Message
 ) -> None:
-    read_ack, refused = JetStream.read_ack, list[str]()
+    refused = list[str]()
 
     def refuse_some(message: Message, context: str) -> Any:
         if len(refused) < 3:
@@ -163,7 +163,8 @@ def test_writes_that_nobody_takes_at_the_moment_are_sent_again(
             return read_ack(refusal, context)
         return read_ack(message, context)
 
-    monkeypatch.setattr(JetStream, "read_ack", staticmethod(refuse_some))
+    monkeypatch.setattr(_pipeline, "read_ack", refuse_some)
+    monkeypatch.setattr(_exactly_once, "read_ack", refuse_some)
     revisions = scene.mine.set_many(VALUES)
     assert len(refused) == 3
     assert revisions == scene.stored()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import signal
 import threading
@@ -393,7 +394,7 @@ def test_interrupted_snapshot_begins_again(any_kv: KVBucket, monkeypatch: pytest
     write_at_once(any_kv, (f"k{number}" for number in range(3000)))
     with any_kv.watch_all() as watcher:
         first = watcher.next()
-        take, calls = watcher._follower._take_few, iter(range(10))
+        take, calls = watcher._follower._take_few, itertools.count()
 
         def interrupted(deadline: Any) -> Any:
             found = take(deadline)
