@@ -412,7 +412,7 @@ def test_interrupted_snapshot_begins_again(any_kv: KVBucket, monkeypatch: pytest
 def test_ctrl_c_leaves_the_watcher_usable(any_kv: KVBucket) -> None:
     with any_kv.watch_all() as watcher:
         for number in range(1, 4):
-            timer = threading.Timer(0.05, signal.raise_signal, [signal.SIGINT])
+            timer = threading.Timer(0.05, os.kill, [os.getpid(), signal.SIGINT])
             timer.start()
             with pytest.raises(KeyboardInterrupt):
                 watcher.next(timeout=20)
@@ -426,7 +426,7 @@ def test_stop_in_a_signal_handler_ends_the_iteration(any_kv: KVBucket) -> None:
     watcher = any_kv.watch_all()
     before = signal.signal(signal.SIGUSR1, lambda *_: watcher.stop())
     try:
-        timer = threading.Timer(0.05, signal.raise_signal, [signal.SIGUSR1])
+        timer = threading.Timer(0.05, os.kill, [os.getpid(), signal.SIGUSR1])
         timer.start()
         assert list(watcher) == []
         timer.join()

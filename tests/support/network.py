@@ -84,6 +84,8 @@ class Listener:
     def _serve(self, connection: socket.socket) -> None:
         with contextlib.suppress(OSError):
             self._handle(connection)
+        with contextlib.suppress(OSError):  # also when it could not be handled: nobody waits for an answer then
+            connection.shutdown(socket.SHUT_RDWR)
 
 
 def silent() -> Listener:
