@@ -2,11 +2,11 @@
 
 from mono_sync.storage._codec import Codec, JSONCodec, TextCodec
 from mono_sync.storage._config import BucketConfig, FSBucketConfig, KVBucketConfig
-from mono_sync.storage._objects import ObjectBucket
 from mono_sync.storage._ports import FileStoragePort, KVStoragePort
 from mono_sync.storage._values import BucketStatus, Entry, ObjectInfo, Operation
 from mono_sync.storage._watcher import Watcher
 from mono_sync.storage.kv import KVBucket, Transaction, TypedBucket
+from mono_sync.storage.objects import ObjectBucket
 
 __all__ = [
     "BucketConfig",

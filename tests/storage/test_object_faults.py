@@ -27,7 +27,7 @@ from mono_sync import (
 from mono_sync._durations import Deadline
 from mono_sync.connection import Inbox, JetStream
 from mono_sync.server import EmbeddedServer
-from mono_sync.storage import _chunks
+from mono_sync.storage.objects import _chunks
 from tests.fixtures.servers import RunNatsServer
 from tests.fixtures.waiting import wait_until
 from tests.storage.helpers import CutProxy, chunk_subjects, raw_objects, together

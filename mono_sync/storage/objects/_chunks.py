@@ -8,8 +8,8 @@ import re
 from mono_sync._durations import Deadline
 from mono_sync.connection import CoreConnection, Inbox, JetStream, read_ack
 from mono_sync.errors import ConnectionLostError, DigestMismatchError, MonoError
-from mono_sync.storage._meta import sha256
 from mono_sync.storage._values import ObjectInfo
+from mono_sync.storage.objects._meta import sha256
 
 _log = logging.getLogger("mono_sync.storage")
 

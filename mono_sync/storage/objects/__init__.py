@@ -1,0 +1,5 @@
+"""Object buckets."""
+
+from mono_sync.storage.objects._bucket import ObjectBucket
+
+__all__ = ["ObjectBucket"]
