@@ -42,8 +42,8 @@ class Modifications(Transactions):
             fn: gets the value, or None when the key is missing, deleted, purged or expired; returns the new one,
                 or None to delete the key. An exception in it passes through, and nothing is written.
             ttl: as for `set`.
-            retry: how often to try.
-            timeout: total deadline of all attempts.
+            retry: how often to try, and for how long at most.
+            timeout: total deadline of all attempts; omitted, the connection's, as for every call.
 
         Returns:
             The new revision, with this machine's time as ``created``; its ``operation`` tells of a deletion.
@@ -97,8 +97,8 @@ class Modifications(Transactions):
             fn: gets their values, None for those that are missing; returns the new values of those that are to be
                 written, None to delete a key. It may be called many times.
             ttl: as for `set`, for all that is written.
-            retry: how often to try.
-            timeout: total deadline of all attempts.
+            retry: how often to try, and for how long at most.
+            timeout: total deadline of all attempts; omitted, the connection's, as for every call.
 
         Returns:
             The new revision of each key that was written.
