@@ -543,12 +543,15 @@ class CodecError(StorageError, ValueError):
     Attributes:
         bucket: the bucket.
         key: the key.
+        revision: the revision that cannot be decoded, where the call has read it; else None.
     """
 
-    def __init__(self, bucket: str, key: str, reason: str) -> None:
+    def __init__(self, bucket: str, key: str, reason: str, *, revision: int | None = None) -> None:
         self.bucket = bucket
         self.key = key
-        super().__init__(f"the value of key {key!r} of bucket {bucket!r} {reason}")
+        self.revision = revision
+        at = "" if revision is None else f" at revision {revision}"
+        super().__init__(f"the value of key {key!r}{at} of bucket {bucket!r} {reason}")
 
 
 class PartialWriteError(StorageError):

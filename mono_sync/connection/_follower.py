@@ -24,6 +24,7 @@ from mono_sync.errors import (
     OperationTimeoutError,
 )
 
+M = TypeVar("M")
 T = TypeVar("T")
 
 Start: TypeAlias = Literal["last_per_subject", "all", "new"]
@@ -169,10 +170,11 @@ class Follower:
         while not self._is_checked:
             self._advance(deadline)
 
-    def next(self, deadline: Deadline) -> Followed | None:
-        """Return the next message; None, once, when all has been delivered that there was.
+    def next(self, deadline: Deadline, read: Callable[[Followed | None], T]) -> T:
+        """Return what a function makes of the next message; of None, once, when all has been delivered that there was.
 
-        An interrupt loses nothing: what it kept from being returned is delivered again.
+        An interrupt loses nothing, in the function neither: what it kept from being returned is delivered again. What
+        the function answers with an error of ours has been delivered.
 
         Raises:
             OperationTimeoutError: none came until the deadline.
@@ -182,16 +184,13 @@ class Follower:
             JetStreamUnavailableError: JetStream is not enabled.
             ForkedError: it belongs to the parent process.
         """
-        return self._read(self._take, deadline)
+        return self._read(self._take, read, deadline)
 
-    def next_few(self, deadline: Deadline) -> list[Followed]:
-        """Return the next message and those that have arrived behind it; none where `next` returns None.
+    def next_few(self, deadline: Deadline, read: Callable[[list[Followed]], T]) -> T:
+        """Return what a function makes of the next message and those that have arrived behind it; else as `next`."""
+        return self._read(self._take_few, read, deadline)
 
-        Raises what `next` raises.
-        """
-        return self._read(self._take_few, deadline)
-
-    def _read(self, take: Callable[[Deadline], T], deadline: Deadline) -> T:
+    def _read(self, take: Callable[[Deadline], M], read: Callable[[M], T], deadline: Deadline) -> T:
         self._check_process()
         mark, lock = self.mark(), self._reading
         try:
@@ -199,7 +198,7 @@ class Follower:
             if not lock.acquire(timeout=-1 if remaining is None else remaining):
                 raise OperationTimeoutError(f"following stream {self._stream}", deadline.timeout, sent=False)
             mark = self.mark()
-            found = take(deadline)
+            found = read(take(deadline))
             lock.release()
         except BaseException as error:
             with suppress(RuntimeError):  # not held: the wait for it was in vain, or it has just been released

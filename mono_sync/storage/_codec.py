@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import json
-from typing import Any, Generic, Protocol, TypeVar
+from collections.abc import Callable
+from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
 from mono_sync.errors import CodecError
+from mono_sync.storage._values import Entry, V_co
 
 T = TypeVar("T")
+V = TypeVar("V")
+
+View: TypeAlias = Callable[[Entry], Entry[V_co]]
+"""How an entry looks to somebody."""
 
 
 class Codec(Protocol[T]):
@@ -67,7 +73,7 @@ class BucketCodec(Generic[T]):
             raise CodecError(self._bucket, key, f"is encoded as {type(data).__name__} instead of bytes")
         return data
 
-    def decode(self, key: str, data: bytes) -> T:
+    def decode(self, key: str, data: bytes, revision: int | None = None) -> T:
         """Return the value of a key.
 
         Raises:
@@ -76,4 +82,26 @@ class BucketCodec(Generic[T]):
         try:
             return self._codec.decode(data)
         except Exception as error:
-            raise CodecError(self._bucket, key, f"cannot be decoded: {error}") from error
+            raise CodecError(self._bucket, key, f"cannot be decoded: {error}", revision=revision) from error
+
+    def decode_entry(self, entry: Entry) -> Entry[T]:
+        """Return an entry that has a value with this value decoded; errors are those of `decode`."""
+        return _with_value(entry, self.decode(entry.key, entry.value, entry.revision))
+
+    def decode_revision(self, entry: Entry) -> Entry[T | None]:
+        """Return any entry with its value decoded, None where it removed the key; errors are those of `decode`."""
+        return without_value(entry) if entry.removed else self.decode_entry(entry)
+
+
+def as_it_is(entry: Entry) -> Entry:
+    """Return an entry of bytes."""
+    return entry
+
+
+def without_value(entry: Entry) -> Entry[None]:
+    """Return an entry with None as its value."""
+    return _with_value(entry, None)
+
+
+def _with_value(entry: Entry, value: V) -> Entry[V]:
+    return Entry(entry.bucket, entry.key, value, entry.revision, entry.created, entry.operation, entry.expired)

@@ -35,7 +35,7 @@ class Entry(Generic[V_co]):
     Attributes:
         bucket: the bucket.
         key: the key.
-        value: the value; for deletions empty, of a typed bucket None.
+        value: the value; where there is none, as in a deletion, empty, and of a typed bucket None.
         revision: number of the revision, counted over the whole bucket.
         created: when the server stored it.
         operation: what it did to the key.

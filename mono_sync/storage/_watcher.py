@@ -7,13 +7,14 @@ import warnings
 from collections.abc import Callable
 from datetime import UTC, datetime
 from types import TracebackType
-from typing import Any, Final, NoReturn, Self, TypeAlias
+from typing import Any, Final, Generic, NoReturn, Self, TypeAlias
 
 from mono_sync._durations import DEFAULT, Deadline, Timeout
 from mono_sync.connection import Followed, Follower
-from mono_sync.errors import ClosedError, MonoError, OperationTimeoutError
+from mono_sync.errors import ClosedError, CodecError, MonoError, OperationTimeoutError
+from mono_sync.storage._codec import View
 from mono_sync.storage._marks import is_marked, operation_of
-from mono_sync.storage._values import Entry, Operation
+from mono_sync.storage._values import Entry, Operation, V_co
 
 Explain: TypeAlias = Callable[[MonoError, Deadline, str, str], NoReturn]
 
@@ -21,7 +22,7 @@ _FOR_EVER: Final = Deadline(None)
 _LEGAL: Final = re.compile(r"[-/_=.a-zA-Z0-9]+").fullmatch
 
 
-class Watcher:
+class Watcher(Generic[V_co]):
     """What happens to the keys of a bucket: an iterator of `Entry`, and a context manager. Thread-safe.
 
     ``for entry in watcher`` waits for the next entry, for ever; `next` until a deadline. First come the entries that
@@ -33,6 +34,10 @@ class Watcher:
     many as the ``history`` of the bucket keeps. An initial state that was broken off begins again with the newest
     entries of that later moment. A bucket that was deleted and made anew, or that lost data, counts its revisions from
     the beginning, and so does the watcher.
+
+    That of a `TypedBucket` reads values of its type, and None where there is none. A value that cannot be decoded
+    raises `CodecError` in its turn, with key and revision, and counts as delivered: it is behind the `position`, and
+    reading goes on after it. `snapshot` begins again, and leaves out what an earlier one has raised.
 
     There is no thread behind it: nothing is fetched unless somebody reads, so one that is not read costs next to
     nothing, and a slow reader never has more than 4 MiB in memory, or one value that is larger. Any number of threads
@@ -54,6 +59,7 @@ class Watcher:
         prefix: str,
         pattern: str,
         follower: Follower,
+        view: View[V_co],
         *,
         default_timeout: float | None,
         explain: Explain,
@@ -64,14 +70,16 @@ class Watcher:
         self._prefix = len(prefix)
         self._pattern = pattern
         self._follower = follower
+        self._view = view
         self._default_timeout = default_timeout
         self._explain = explain
         self._ignore_deletes = ignore_deletes
         self._whole_history = whole_history
+        self._told: set[tuple[int, int]] = set()  # revisions and times of what snapshots have raised a CodecError for
 
     # --- reading
 
-    def next(self, *, timeout: Timeout = DEFAULT) -> Entry:
+    def next(self, *, timeout: Timeout = DEFAULT) -> Entry[V_co]:
         """Return the next entry.
 
         Args:
@@ -82,6 +90,7 @@ class Watcher:
             ClosedError: the watcher was stopped.
             ConnectionClosedError: the connection was closed.
             BucketNotFoundError: the bucket was deleted.
+            CodecError: the codec of a typed bucket cannot decode it; the next call goes on after it.
             ForkedError: it belongs to the parent process.
         """
         return self._next(Deadline.of(timeout, self._default_timeout))
@@ -89,7 +98,7 @@ class Watcher:
     def __iter__(self) -> Self:
         return self
 
-    def __next__(self) -> Entry:
+    def __next__(self) -> Entry[V_co]:
         try:
             return self._next(_FOR_EVER)
         except ClosedError:
@@ -97,7 +106,7 @@ class Watcher:
                 raise StopIteration from None
             raise
 
-    def snapshot(self, *, timeout: Timeout = DEFAULT) -> list[Entry]:
+    def snapshot(self, *, timeout: Timeout = DEFAULT) -> list[Entry[V_co]]:
         """Return the initial state, or what is left of it, in the order of the revisions; iteration goes on after it.
 
         Each key is there once, with its newest entry, unless that is a deletion. With ``include_history`` or
@@ -107,14 +116,14 @@ class Watcher:
         Raises:
             OperationTimeoutError: it was not complete in time. Nothing is lost: the next call begins where this one
                 did. Otherwise as `next`.
+            CodecError: a value cannot be decoded. The next call begins where this one did, without that entry.
         """
         deadline, follower = Deadline.of(timeout, self._default_timeout), self._follower
-        entries: list[Entry] = []
+        entries: list[Entry[V_co]] = []
         mark = follower.mark()
         try:
             while not follower.synced:
-                few = map(self._entry, follower.next_few(deadline))
-                entries += [entry for entry in few if entry is not None]
+                entries += follower.next_few(deadline, self._few)
         except BaseException as error:
             follower.rewind(mark)
             if isinstance(error, MonoError):
@@ -186,28 +195,45 @@ class Watcher:
 
     # ---
 
-    def _next(self, deadline: Deadline) -> Entry:
+    def _next(self, deadline: Deadline) -> Entry[V_co]:
         follower = self._follower
         try:
             while True:
-                found = follower.next(deadline)
-                if found is not None and (entry := self._entry(found)) is not None:
+                entry = follower.next(deadline, self._entry)
+                if entry is not None:
                     return entry
         except MonoError as error:
             self._explain(error, deadline, "watching", self._pattern)
 
-    def _entry(self, found: Followed) -> Entry | None:
-        """Read a message; None where it concerns no key, or a deletion that is to be ignored."""
+    def _few(self, few: list[Followed]) -> list[Entry[V_co]]:
+        """Read messages for a snapshot; what one has raised is left out by the next, else none would ever succeed."""
+        entries: list[Entry[V_co]] = []
+        for found in few:
+            try:
+                entry = self._entry(found)
+            except CodecError:
+                if found[1:] not in self._told:
+                    self._told.add(found[1:])
+                    raise
+                continue
+            if entry is not None:
+                entries.append(entry)
+        return entries
+
+    def _entry(self, found: Followed | None) -> Entry[V_co] | None:
+        """Read a message; None where there is none, it concerns no key, or a deletion that is to be ignored."""
+        if found is None:
+            return None
         message, sequence, nanoseconds = found
         key = message.subject[self._prefix :]
         if not _LEGAL(key):
             return None
         created = datetime.fromtimestamp(nanoseconds // 1000 / 1e6, UTC)
         if not is_marked(message):
-            return Entry(self._bucket, key, message.data, sequence, created)
+            return self._view(Entry(self._bucket, key, message.data, sequence, created))
         headers = message.headers
         operation = operation_of(headers)
         if operation is not Operation.PUT and self._ignore_deletes:
             return None
         expired = headers.get("Nats-Marker-Reason") == "MaxAge"
-        return Entry(self._bucket, key, message.data, sequence, created, operation, expired)
+        return self._view(Entry(self._bucket, key, message.data, sequence, created, operation, expired))

@@ -22,6 +22,8 @@ from tests.support.network import Proxy
 
 T = TypeVar("T")
 E = TypeVar("E", bound=BaseException)
+V = TypeVar("V")
+W = TypeVar("W")
 
 
 class RawStream:
@@ -133,7 +135,7 @@ def together(count: int, function: Callable[[int], T]) -> list[T]:
 
 
 @contextlib.contextmanager
-def refused(kind: type[E], transaction: Transaction) -> Iterator[tuple[Transaction, list[E]]]:
+def refused(kind: type[E], transaction: Transaction[V, W]) -> Iterator[tuple[Transaction[V, W], list[E]]]:
     """Use a transaction whose end raises, and nothing before it; the error is in the list afterwards."""
     caught = list[E]()
     yield transaction.__enter__(), caught

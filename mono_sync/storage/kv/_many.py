@@ -33,7 +33,7 @@ from mono_sync.storage._names import check_pattern
 from mono_sync.storage._values import BucketStatus, Operation
 from mono_sync.storage.kv._single import SingleKeys
 
-_HALF_AN_HOUR: Final = 30 * 60.0
+HALF_AN_HOUR: Final = 30 * 60.0
 
 
 class ManyKeys(SingleKeys):
@@ -175,7 +175,7 @@ class ManyKeys(SingleKeys):
 
     # --- clearing up
 
-    def purge_deletes(self, older_than: Duration = _HALF_AN_HOUR, *, timeout: Timeout = DEFAULT) -> int:
+    def purge_deletes(self, older_than: Duration = HALF_AN_HOUR, *, timeout: Timeout = DEFAULT) -> int:
         """Remove the marks that deleted, purged and expired keys have left, and return how many.
 
         What is written to such a key at the same time stays. A watcher that was away for longer than ``older_than`` is

@@ -16,7 +16,7 @@ from mono_sync.storage.kv._many import check_keys
 from mono_sync.storage.kv._single import DELETION
 from mono_sync.storage.kv._transaction import Transactions
 
-_DEFAULT_POLICY: Final = RetryPolicy()
+DEFAULT_POLICY: Final = RetryPolicy()
 
 
 class Modifications(Transactions):
@@ -28,7 +28,7 @@ class Modifications(Transactions):
         fn: Callable[[bytes | None], Payload | None],
         *,
         ttl: Duration | None = None,
-        retry: RetryPolicy = _DEFAULT_POLICY,
+        retry: RetryPolicy = DEFAULT_POLICY,
         timeout: Timeout = DEFAULT,
     ) -> Entry:
         """Replace the value of a key by a function of it, and return what was written.
@@ -84,7 +84,7 @@ class Modifications(Transactions):
         fn: Callable[[dict[str, bytes | None]], Mapping[str, Payload | None]],
         *,
         ttl: Duration | None = None,
-        retry: RetryPolicy = _DEFAULT_POLICY,
+        retry: RetryPolicy = DEFAULT_POLICY,
         timeout: Timeout = DEFAULT,
     ) -> dict[str, int]:
         """Replace the values of several keys by a function of all of them, in one `transaction`.

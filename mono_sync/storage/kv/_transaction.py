@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import Enum, auto
 from types import TracebackType
-from typing import Final, NoReturn, Self, TypeAlias, TypeVar, overload
+from typing import Final, Generic, NoReturn, Self, TypeAlias, overload
+
+from typing_extensions import TypeVar
 
 from mono_sync._durations import DEFAULT, Deadline, Duration, Timeout
 from mono_sync.adapter import Payload, check_payload
@@ -28,12 +30,14 @@ from mono_sync.errors import (
     MonoError,
     RevisionMismatchError,
 )
+from mono_sync.storage._codec import View, as_it_is
 from mono_sync.storage._errors import no_transactions
-from mono_sync.storage._values import Entry, Operation
+from mono_sync.storage._values import Entry, Operation, V_co
 from mono_sync.storage.kv._many import ManyKeys, check_keys
 from mono_sync.storage.kv._single import DELETION, PURGE
 
 T = TypeVar("T")
+W_contra = TypeVar("W_contra", default=Payload, contravariant=True)
 
 _ATOMIC_SINCE: Final = "2.12.0"
 _CARRIER: Final = "$tx"
@@ -64,7 +68,7 @@ class _State(Enum):
     ENDED = auto()
 
 
-class Transaction:
+class Transaction(Generic[V_co, W_contra]):
     """Reads and writes of several keys that happen as one; made by `KVBucket.transaction`. One thread at a time.
 
     Inside its ``with`` nothing is sent but reads. At a clean end of it all writes are stored at once, if every key that
@@ -76,19 +80,26 @@ class Transaction:
     changes count. Later reads of the key return the same again, or what the transaction itself has written. What is
     read is kept in memory until the end. Up to 1,000 keys can be touched, the server's limit.
 
+    It reads and takes bytes; one of a `TypedBucket` of T, a ``Transaction[T, T]``, reads and takes values of type T.
+
     Calls raise `ClosedError` before and after the ``with``, and what calls of the bucket raise.
     """
 
     def __init__(
         self,
         name: str,
+        *,
         read: Callable[[Sequence[str], Timeout], list[Entry | None]],
+        view: View[V_co],
+        encode: Callable[[str, W_contra], bytes],
         ttl_headers: Callable[[Duration | None], dict[str, str]],
         commit: Callable[[Revisions, Writes, Timeout], dict[str, int]],
         timeout: Timeout,
     ) -> None:
         self._name = name
         self._read = read
+        self._view = view
+        self._encode = encode
         self._ttl_headers = ttl_headers
         self._commit = commit
         self._timeout = timeout
@@ -101,15 +112,15 @@ class Transaction:
     # --- reading
 
     @overload
-    def get(self, key: str, default: None = None, *, timeout: Timeout = DEFAULT) -> bytes | None: ...
+    def get(self, key: str, default: None = None, *, timeout: Timeout = DEFAULT) -> V_co | None: ...
     @overload
-    def get(self, key: str, default: T, *, timeout: Timeout = DEFAULT) -> bytes | T: ...
+    def get(self, key: str, default: T, *, timeout: Timeout = DEFAULT) -> V_co | T: ...
 
     def get(self, key: str, default: object = None, *, timeout: Timeout = DEFAULT) -> object:
         """Return the value of a key, or ``default`` when it is missing, deleted, purged or expired."""
         return self.get_many([key], timeout=timeout).get(key, default)
 
-    def get_entry(self, key: str, *, timeout: Timeout = DEFAULT) -> Entry:
+    def get_entry(self, key: str, *, timeout: Timeout = DEFAULT) -> Entry[V_co]:
         """Return value, revision and time of a key. What the transaction itself has written has revision 0 yet.
 
         Raises:
@@ -119,9 +130,9 @@ class Transaction:
         entry = self._now(key)
         if entry is None:
             raise KeyNotFoundError(self._name, key)
-        return entry
+        return self._view(entry)
 
-    def get_many(self, keys: Iterable[str], *, timeout: Timeout = DEFAULT) -> dict[str, bytes]:
+    def get_many(self, keys: Iterable[str], *, timeout: Timeout = DEFAULT) -> dict[str, V_co]:
         """Return the values of those keys that are there. Reading together what is needed saves waiting.
 
         Raises:
@@ -129,14 +140,14 @@ class Transaction:
         """
         wanted = list(dict.fromkeys(check_keys(keys)))
         self._touch(wanted, timeout)
-        return {key: entry.value for key in wanted if (entry := self._now(key)) is not None}
+        return {key: self._view(entry).value for key in wanted if (entry := self._now(key)) is not None}
 
     # --- writing
 
-    def set(self, key: str, value: Payload, *, ttl: Duration | None = None, timeout: Timeout = DEFAULT) -> None:
+    def set(self, key: str, value: W_contra, *, ttl: Duration | None = None, timeout: Timeout = DEFAULT) -> None:
         """Write a value at the end. Arguments are those of `KVBucket.set`; ``timeout`` is for reading the key."""
         headers = self._ttl_headers(ttl)
-        self._write(key, Write(check_payload(value), headers, Operation.PUT), timeout)
+        self._write(key, Write(self._encode(key, value), headers, Operation.PUT), timeout)
 
     def delete(self, key: str, *, timeout: Timeout = DEFAULT) -> None:
         """Delete a key at the end; deleting a missing one is no error."""
@@ -233,11 +244,24 @@ class Transactions(ManyKeys):
         * `OutcomeUnknownError`: whether it was written could not be found out.
         * what writes of the bucket raise; nothing was written.
         """
+        return self._transaction(as_it_is, lambda _, value: check_payload(value), timeout)
+
+    def _transaction(
+        self, view: View[V_co], encode: Callable[[str, W_contra], bytes], timeout: Timeout
+    ) -> Transaction[V_co, W_contra]:
         self._deadline(timeout)  # raises what is wrong with it now, not at the end
         self._connection.server_info.require("a transaction", _ATOMIC_SINCE)
         if not self._batches.allowed:
             raise no_transactions(self._name)
-        return Transaction(self._name, self._read_newest, self._ttl_headers, self._commit, timeout)
+        return Transaction(
+            self._name,
+            read=self._read_newest,
+            view=view,
+            encode=encode,
+            ttl_headers=self._ttl_headers,
+            commit=self._commit,
+            timeout=timeout,
+        )
 
     def _read_newest(self, keys: Sequence[str], timeout: Timeout) -> list[Entry | None]:
         """Return what the bucket holds of keys, marks of deletion included."""
