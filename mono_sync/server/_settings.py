@@ -12,6 +12,7 @@ from mono_sync.server._config import EmbeddedServerConfig
 
 _SYNC_SINCE: Final = (2, 10, 0)
 _LOG_COUNT_SINCE: Final = (2, 11, 0)
+_LIMITS_CONSUMERS_SINCE: Final = (2, 15, 0)
 _LOG_BYTES: Final = 8 * 1024 * 1024
 
 
@@ -30,6 +31,8 @@ def settings_text(
         jetstream["max_file_store"] = str(config.max_file)
     if config.sync_interval is not None:
         jetstream["sync_interval"] = _sync_interval(config, binary)
+    if binary.number >= _LIMITS_CONSUMERS_SINCE:  # else 1,000 for each stream, and every watcher is one
+        jetstream["limits"] = _block({"default_max_consumers": "-1"})
     settings = {
         "listen": quoted(f"127.0.0.1:{port}"),
         "authorization": _block({"token": quoted(token)}),

@@ -450,3 +450,15 @@ def test_one_that_is_not_read_asks_for_nothing(any_kv: KVBucket) -> None:
         for number in range(100):
             any_kv.set(f"k{number}", b"v")
         assert not [call for call in calls()[len(made) :] if "CONSUMER" in call]
+
+
+def test_thousands_share_a_connection(any_kv: KVBucket) -> None:
+    before = threading.active_count()
+    any_kv.set("k", b"1")
+    with contextlib.ExitStack() as stack:
+        watchers = [stack.enter_context(any_kv.watch_all()) for _ in range(2000)]
+        assert {watcher.next().revision for watcher in watchers} == {1}
+        any_kv.set("k", b"2")
+        assert {watcher.next().revision for watcher in watchers} == {2}
+        assert any_kv.keys() == ["k"]
+        assert threading.active_count() == before
