@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import KW_ONLY, dataclass
+from time import sleep
 from typing import ClassVar, Literal, TypeAlias
 
 from mono_sync._durations import Deadline, Duration, to_seconds, to_ttl
@@ -21,6 +22,9 @@ Storage: TypeAlias = Literal["file", "memory"]
 
 STREAM_NOT_FOUND = 10059
 _NAME_IN_USE = 10058
+_STORE_FAILED = "error creating store"
+_FURTHER_ATTEMPTS = 2
+_PAUSE = 0.05
 _MAX_HISTORY = 64
 _MAX_REPLICAS = 5
 _NANOSECONDS = 1_000_000_000
@@ -209,7 +213,7 @@ def ensure_stream(jetstream: JetStream, config: BucketConfig, server: ServerInfo
         existing = open_stream(jetstream, config.name, config.prefix, deadline)
     except BucketNotFoundError:
         try:
-            created: Json = jetstream.create_stream(wanted, deadline)
+            created = _create_stream(jetstream, wanted, deadline)
         except JetStreamAPIError as error:
             if error.err_code != _NAME_IN_USE:
                 raise BucketConfigError(config.name, f"the server refuses to create it: {error.description}") from error
@@ -227,6 +231,22 @@ def ensure_stream(jetstream: JetStream, config: BucketConfig, server: ServerInfo
         reason = f"the server refuses to change {', '.join(fields)}: {error.description}"
         raise BucketConfigError(config.name, reason, fields) from error
     return updated
+
+
+def _create_stream(jetstream: JetStream, config: Json, deadline: Deadline) -> Json:
+    """Create a stream, again if its store could not be made.
+
+    A server that has just deleted an account's last stream removes the account's directory, which may be at the moment
+    at which it makes a directory for the next one.
+    """
+    for _ in range(_FURTHER_ATTEMPTS):
+        try:
+            return jetstream.create_stream(config, deadline)
+        except JetStreamAPIError as error:
+            if not error.description.startswith(_STORE_FAILED):
+                raise
+        sleep(_PAUSE)
+    return jetstream.create_stream(config, deadline)
 
 
 def open_stream(jetstream: JetStream, bucket: str, prefix: str, deadline: Deadline) -> Json:

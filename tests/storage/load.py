@@ -21,13 +21,11 @@ _WRITES_PER_ROUND = 7
 class Load:
     """Threads that write keys of their own, and some that increment shared counters, until the end of the ``with``.
 
-    The bucket is empty before, and nobody else writes to it. Where a bucket without history ``may_forget``, because its
-    server restarts, an increment that others have overwritten by then may be one of which nobody can tell.
+    The bucket is empty before, and nobody else writes to it. When its server restarts, it ``forgets_after`` so many
+    increments by others what became of one: nobody can tell then.
     """
 
-    def __init__(
-        self, kv: KVBucket, *, timeout: float, own: int = 12, shared: int = 4, may_forget: bool = False
-    ) -> None:
+    def __init__(self, kv: KVBucket, *, timeout: float, forgets_after: int, own: int = 12, shared: int = 4) -> None:
         self._kv = kv
         self._timeout = timeout
         self._stop = threading.Event()
@@ -36,7 +34,7 @@ class Load:
         self._told: list[dict[int, tuple[str, bytes]]] = [{} for _ in range(own + shared)]
         self._increments: Counter[str] = Counter()
         self._unknown: Counter[str] = Counter()
-        self._may_forget = may_forget
+        self._forgets_after = forgets_after
         self._lock = threading.Lock()
         self._pool = ThreadPoolExecutor(own + shared)
         self._results: list[Future[None]] = []
@@ -94,8 +92,10 @@ class Load:
                 self._done[number] += 1
                 continue
             except OutcomeUnknownError as error:
-                if not self._may_forget or error.timeout is not None:
+                if error.timeout is not None:
                     raise
+                now = int(kv.get(key, b"", timeout=timeout))
+                assert now >= int(entry.value) + self._forgets_after, "the bucket still tells what became of it"
                 with self._lock:
                     self._unknown[key] += 1
                 self._done[number] += 1

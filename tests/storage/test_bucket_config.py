@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+import mono_sync
 from mono_sync import (
     BucketConfigError,
     BucketNotFoundError,
@@ -23,6 +24,9 @@ from mono_sync import (
 )
 from mono_sync._durations import Deadline
 from mono_sync.adapter import Listening, Message
+from mono_sync.storage import _config
+from tests.fixtures.servers import RunNatsServer
+from tests.fixtures.waiting import wait_until
 from tests.storage.conftest import NewKV, NewObjects
 from tests.storage.helpers import RawStream, raw_kv, raw_objects, together
 
@@ -281,6 +285,33 @@ def test_refused_creation_names_the_bucket_and_the_reason(any_connection: Connec
     with pytest.raises(BucketConfigError, match=f"'{name}': the server refuses to create it: .*replicas") as caught:
         any_connection.objects(FSBucketConfig(name, storage="memory", replicas=3))
     assert (caught.value.bucket, caught.value.fields) == (name, ())
+
+
+@pytest.mark.parametrize("for_good", [False, True])
+def test_server_that_could_not_make_the_store_is_asked_again(
+    run_nats_server: RunNatsServer, monkeypatch: pytest.MonkeyPatch, *, for_good: bool
+) -> None:
+    """It fails when it removes the account's directory at that moment, for the last stream in it was deleted."""
+    server = run_nats_server("jetstream: enabled")
+    in_the_way = server.store / "jetstream" / "$G"
+    pauses = list[float]()
+
+    def pause(seconds: float) -> None:
+        pauses.append(seconds)
+        wait_until(lambda: not in_the_way.exists(), "the server has removed it")
+        if for_good:
+            in_the_way.touch()
+
+    monkeypatch.setattr(_config, "sleep", pause)
+    in_the_way.touch()
+    with mono_sync.connect(server.url) as connection:
+        if for_good:
+            with pytest.raises(BucketConfigError, match="bucket 'b': the server refuses to create it"):
+                connection.kv(KVBucketConfig("b"))
+            assert len(pauses) == 2
+        else:
+            connection.kv(KVBucketConfig("b")).set("k", b"v")
+            assert len(pauses) == 1
 
 
 def test_bucket_of_another_client_keeps_settings_that_are_not_ours(connection: Connection, name: str) -> None:

@@ -80,7 +80,7 @@ def test_conflicts_name_the_revision_that_won(cluster: Cluster) -> None:
 @pytest.mark.parametrize("history", [1, 64])
 def test_no_write_fails_or_happens_twice_when_the_leader_is_killed(cluster: Cluster, history: int) -> None:
     kv = _open(cluster, history=history)
-    with Load(kv, timeout=60, may_forget=history == 1) as load:
+    with Load(kv, timeout=60, forgets_after=history) as load:
         load.wait_progress()
         leader = cluster.leader(raw_kv(kv).connection, "KV_b")
         cluster.servers[leader].kill()

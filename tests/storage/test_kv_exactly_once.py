@@ -230,7 +230,7 @@ def test_restart_of_the_server_under_load_costs_nothing_but_time(
 ) -> None:
     server = run_nats_server("jetstream: enabled", binary=any_binary)
     with mono_sync.connect(server.url, **FAST) as connection:
-        with Load(connection.kv(KVBucketConfig("b", history=history)), timeout=20, may_forget=history == 1) as load:
+        with Load(connection.kv(KVBucketConfig("b", history=history)), timeout=20, forgets_after=history) as load:
             for _ in range(3):
                 load.wait_progress()
                 end(server)
