@@ -310,6 +310,7 @@ class Follower:
 
     def _go_back(self, mark: Mark) -> None:
         self._begin_again()
+        self._failures, self._not_before = 0, 0.0  # an interrupt is no failure
         if mark <= (self._position, True, True):  # else another thread has begun at an earlier one, or the stream has
             self._position, self._is_listing, caught_up = mark
             if not caught_up:

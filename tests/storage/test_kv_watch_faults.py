@@ -26,7 +26,7 @@ from mono_sync import (
     OperationTimeoutError,
     Watcher,
 )
-from mono_sync.connection import _pulling
+from mono_sync.connection import _follower, _pulling
 from mono_sync.server import EmbeddedServer
 from tests.fixtures.processes import Program
 from tests.fixtures.servers import RawServer, RunNatsServer
@@ -365,6 +365,22 @@ def test_interrupt_at_any_step_loses_nothing(
                 interrupts += 1
         assert found == [1, 2, 3, 4, 5]
         assert interrupts <= 1
+
+
+def test_interrupts_do_not_delay_what_comes_after_them(any_kv: KVBucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_follower, "_LONGEST_PAUSE", 60.0)
+    monkeypatch.setattr(_follower, "_SHORTEST_PAUSE", 60.0)
+
+    def interrupted(*_: Any) -> Any:
+        raise Interrupted
+
+    with any_kv.watch_all() as watcher:
+        for _ in range(5):
+            with monkeypatch.context() as patch, pytest.raises(Interrupted):
+                patch.setattr(mono_sync.connection.Inbox, "poll", interrupted)
+                watcher.next()
+        any_kv.set("k", b"v")
+        assert watcher.next(timeout=20).key == "k"
 
 
 def test_interrupt_behind_the_last_step_delivers_the_entry_again(any_kv: KVBucket) -> None:
