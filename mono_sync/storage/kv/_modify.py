@@ -120,7 +120,8 @@ class Modifications(Transactions):
                 found = tx.get_many(wanted, timeout=deadline)
                 changes = fn({key: found.get(key) for key in wanted})
                 if not isinstance(changes, Mapping):
-                    raise TypeError(f"the function must return a mapping of keys to values, not {type(changes).__name__}")
+                    kind = type(changes).__name__
+                    raise TypeError(f"the function must return a mapping of keys to values, not {kind}")
                 if unknown := changes.keys() - set(wanted):
                     raise ValueError(f"the function returned keys that were not asked for: {sorted(unknown)}")
                 for key, value in changes.items():
