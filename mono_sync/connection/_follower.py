@@ -93,6 +93,7 @@ class Follower:
         self._name_before: str | None = None
         self._failures = 0
         self._not_before = 0.0
+        self._careful = False  # the sizes of the messages vary much
 
     # --- any thread
 
@@ -293,6 +294,7 @@ class Follower:
             caught_up=self._caught_up,
             instead_of=self._name_before,
             not_before=self._not_before,
+            careful=self._careful,
         )
         return consumer
 
@@ -303,6 +305,7 @@ class Follower:
             return
         consumer.close()
         self._name_before = consumer.name
+        self._careful = self._careful or consumer.overran
         self._is_listing = self._is_listing and consumer.is_listing
         self._failures = 0 if consumer.has_worked else self._failures + 1
         pause = min(_SHORTEST_PAUSE * 2 ** min(self._failures, 10), _LONGEST_PAUSE) if self._failures > 1 else 0.0

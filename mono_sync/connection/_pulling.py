@@ -58,11 +58,13 @@ class PullConsumer:
         caught_up: whether to wait for messages from the first pull on; else the end of what there is is looked for.
         instead_of: name of an earlier one, which is deleted.
         not_before: when to begin, on the monotonic clock.
+        careful: whether to ask for so few messages at a time that they are no more than 4 MiB however large they are.
 
     Attributes:
         stream_info: what the server says of the stream after the consumer was made; None until then.
         start: sequence of the stream behind which it began.
         caught_up: whether all has been delivered that the stream held at one moment.
+        overran: whether it was lost because the next messages were larger than those before.
     """
 
     def __init__(
@@ -74,16 +76,19 @@ class PullConsumer:
         caught_up: bool,
         instead_of: str | None,
         not_before: float,
+        careful: bool = False,
     ) -> None:
         self.name: str = f"mono_sync_{secrets.token_hex(11)}"  # a new one: late messages of others are not its own
         self.stream_info: Json | None = None
         self.start: int = 0
         self.caught_up: bool = caught_up
+        self.overran: bool = False
         self._connection = connection
         self._stream = stream
         self._config = config
         self._instead_of = instead_of
         self._not_before = not_before
+        self._careful = careful
         self._inbox: Inbox = connection.inbox(_FOR_EVER)
         self._inbox.open()
         self._inbox.receive_from(self.name)
@@ -91,7 +96,8 @@ class PullConsumer:
         self._stage = _Stage.CREATE
         self._delivered = 0
         self._answers = 0  # to pulls
-        self._lists = config["deliver_policy"] == "last_per_subject"
+        self._lists = self._skips = config["deliver_policy"] == "last_per_subject"  # as we see it; as the server does
+        self._largest = 0  # message yet, with all that the server counts
         self._pending = 0  # when it was made
         self._floor = 0  # last sequence of the stream soon after
 
@@ -168,6 +174,8 @@ class PullConsumer:
         if int(tokens[6]) != self._delivered:
             raise ConsumerLostError
         self._received += 1
+        size = len(message.subject) + len(message.reply) + len(message.header_block) + len(message.data)
+        self._largest = max(self._largest, size)
         if self._received == self._batch:
             self._asked = None
         return int(tokens[5]), int(tokens[7])
@@ -245,18 +253,33 @@ class PullConsumer:
         how far the server has looked.
         """
         info = self._connection.server_info
+        limit = max(_MOST_BYTES, info.max_payload + _ROOM)
         oversized, self._oversized = self._oversized, False
-        # A batch that is just as long as what there is would not show the end.
-        self._batch = 1 if oversized else _BATCH if self._pending % _BATCH else _BATCH - 1
+        self._batch = 1 if oversized else self._batch_within(limit)
         query: Json = {"batch": self._batch}
-        if not oversized:
-            query["max_bytes"] = max(_MOST_BYTES, info.max_payload + _ROOM)
+        if not (oversized or (self._skips and self._careful)):
+            query["max_bytes"] = limit
         if self.caught_up:
             return query | _times(_LIVE_TIME, self._heartbeat)
         query["no_wait"] = True
         if self._empty_pulls.bit_count() == 1 or not info.supports(_ENDS_AT_ONCE):
             query |= _times(_LOOK_TIME, _LOOK_HEARTBEAT)
         return query
+
+    def _batch_within(self, limit: int) -> int:
+        """Return how many messages to ask for.
+
+        While a server goes through its list of the newest of each subject, it forgets the message at which a pull
+        exceeds its bytes. So that must not happen, as far as the sizes yet can tell.
+        """
+        batch = _BATCH
+        if self._skips:
+            largest = self._connection.server_info.max_payload + _ROOM
+            batch = max(1, limit // largest)
+            if self._largest and not self._careful:
+                batch = max(batch, min(_BATCH, limit // (2 * self._largest)))
+        # A batch that is just as long as what there is would not show the end.
+        return batch - 1 if 1 < batch == self._pending - self._delivered else batch
 
     @property
     def _heartbeat(self) -> float:
@@ -324,12 +347,15 @@ class PullConsumer:
                 self._complete()
             self._empty_pulls = 0 if self._received else self._empty_pulls + 1
         elif end.status == 409 and end.description.startswith("Message Size"):
+            if self._skips:
+                self.overran = True
+                raise ConsumerLostError
             self._oversized = self._received == 0
         elif end.status != 409 or not end.description.startswith("Batch Completed"):
             raise ConsumerLostError
 
     def _complete(self) -> None:
-        self.caught_up, self._lists = True, False
+        self.caught_up, self._lists, self._skips = True, False, False
 
     def _timeout(self, deadline: Deadline) -> OperationTimeoutError:
         return OperationTimeoutError(f"following stream {self._stream}", deadline.timeout, sent=False)
