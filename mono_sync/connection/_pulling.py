@@ -24,6 +24,7 @@ _LIFETIME: Final = 30_000_000_000  # without a pull
 _LIVE_TIME: Final = 60.0
 _HEARTBEAT, _HEARTBEAT_IN_CLUSTER = 5.0, 1.0
 _PATIENCE: Final = 2.5  # heartbeats
+_DOUBT: Final = 0.4  # after which a pull is doubted: a consumer that is deleted may take it along without an answer
 _LOOK_TIME: Final = 1.0
 _LOOK_HEARTBEAT: Final = 0.02
 _SEND_TIME: Final = 0.05
@@ -105,6 +106,7 @@ class PullConsumer:
         self._numbers = 0
         self._asked_at = 0.0
         self._heard: float | None = None  # None: since it was last asked for
+        self._doubted_at: float | None = None  # when to ask whether it has got the pull under way
         self._batch = _BATCH
         self._received = 0  # of the batch
         self._empty_pulls = 0  # in a row
@@ -151,7 +153,9 @@ class PullConsumer:
         message = self._inbox.poll(0)
         if message is None:
             message = self._wait(deadline)
-        self._heard = None
+        if message is None:
+            return None
+        self._heard = self._doubted_at = None
         if message.reply:
             return message
         tag = message.subject.rpartition(".")[2]
@@ -180,20 +184,33 @@ class PullConsumer:
             self._asked = None
         return int(tokens[5]), int(tokens[7])
 
-    def _wait(self, deadline: Deadline) -> Message:
+    def _wait(self, deadline: Deadline) -> Message | None:
         now = monotonic()
         if self._heard is None:
             self._heard = now
         silence = self._heard + self._heartbeat * _PATIENCE - now
+        doubt = silence if self._doubted_at is None else min(silence, max(0.0, self._doubted_at - now))
         remaining = deadline.remaining
         message = None
         if silence > 0 and remaining != 0:
-            message = self._inbox.poll(silence if remaining is None else min(silence, remaining))
+            message = self._inbox.poll(doubt if remaining is None else min(doubt, remaining))
         if message is not None:
             return message
+        if doubt < silence and (remaining is None or doubt <= remaining):
+            self._ask_whether_alive()
+            return None
         if remaining is None or silence < remaining:
             raise ConsumerLostError
         raise self._timeout(deadline)
+
+    def _ask_whether_alive(self) -> None:
+        self._doubted_at = None
+        with suppress(OperationTimeoutError):  # it cannot be sent now: then the heartbeats tell, a little later
+            self._inbox.ask_all([self._question_of_life], deadline=Deadline(_SEND_TIME))
+
+    @property
+    def _question_of_life(self) -> Question:
+        return f"$JS.API.CONSUMER.INFO.{self._stream}.{self.name}", b"", b"", _ALIVE
 
     def _pauses(self, deadline: Deadline) -> bool:
         """Wait until it is time to begin; return whether that is still to come."""
@@ -227,6 +244,7 @@ class PullConsumer:
                 raise self._timeout(deadline) from error
             return False
         self._asked, self._asked_at, self._heard, self._received = tag, monotonic(), None, 0
+        self._doubted_at = self._asked_at + _DOUBT if self.caught_up else None
         return True
 
     def _questions(self, tag: str) -> list[Question]:
@@ -235,7 +253,7 @@ class PullConsumer:
             pull = (target, json.dumps(self._pull()).encode(), b"", tag)
             if self._connection.server_info.supports(_TELLS_WHO_IS_GONE):
                 return [pull]
-            return [pull, (f"$JS.API.CONSUMER.INFO.{self._stream}.{self.name}", b"", b"", _ALIVE)]
+            return [pull, self._question_of_life]
         if self._stage is _Stage.CHECK:
             return [(f"$JS.API.STREAM.INFO.{self._stream}", b"", b"", tag)]
         config = self._config | {"name": self.name, "inactive_threshold": _LIFETIME}

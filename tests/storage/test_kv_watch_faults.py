@@ -26,7 +26,10 @@ from mono_sync import (
     OperationTimeoutError,
     Watcher,
 )
+from mono_sync._durations import Deadline
+from mono_sync.adapter import Listening
 from mono_sync.connection import _follower, _pulling
+from mono_sync.connection._inbox import Question
 from mono_sync.server import EmbeddedServer
 from tests.fixtures.processes import Program
 from tests.fixtures.servers import RawServer, RunNatsServer
@@ -230,6 +233,25 @@ def test_bucket_that_is_deleted_ends_the_iteration_at_once(any_kv: KVBucket) -> 
             with pytest.raises(BucketNotFoundError) as caught:
                 watcher.next(timeout=1)
             assert caught.value.bucket == any_kv.name
+
+
+def test_bucket_that_takes_a_question_along_ends_the_iteration_soon(
+    any_kv: KVBucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    silent = Listening("nobody.answers", lambda message: None, lambda error: None)
+    any_kv._connection.start_listening(silent, Deadline(5))
+    questions = _pulling.PullConsumer._questions
+
+    def unanswered(consumer: _pulling.PullConsumer, tag: str) -> list[Question]:
+        asked = questions(consumer, tag)
+        is_pull = consumer._stage is _pulling._Stage.PULL
+        return [("nobody.answers", *question[1:]) for question in asked] if is_pull else asked
+
+    with any_kv.watch_all() as watcher:
+        monkeypatch.setattr(_pulling.PullConsumer, "_questions", unanswered)
+        reading = blocked_in(watcher)
+        raw_kv(any_kv).delete()
+        assert isinstance(reading.error(5), BucketNotFoundError)
 
 
 def test_bucket_that_is_deleted_while_reconnecting_ends_the_iteration(server: RawServer) -> None:
