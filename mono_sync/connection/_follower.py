@@ -118,6 +118,13 @@ class Follower:
         closed = self._connection.state is ConnectionState.CLOSED
         return self._stopped or closed or self._pid != os.getpid()
 
+    def check(self) -> None:
+        """Raise what has ended it: `ClosedError`, `ConnectionClosedError` or `ForkedError`."""
+        self._check_process()
+        self._check_stopped()
+        if self._connection.state is ConnectionState.CLOSED:
+            raise ConnectionClosedError("the connection is closed")
+
     def mark(self) -> Mark:
         """Return how far it has got."""
         return self._rewound or (self._position, self._is_listing, self._caught_up)
@@ -137,9 +144,7 @@ class Follower:
         """
         self._check_process()
         while not self.synced:
-            self._check_stopped()
-            if self._connection.state is ConnectionState.CLOSED:
-                raise ConnectionClosedError("the connection is closed")
+            self.check()
             remaining = deadline.remaining
             if remaining == 0:
                 raise OperationTimeoutError(f"following stream {self._stream}", deadline.timeout, sent=False)

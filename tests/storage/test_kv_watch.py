@@ -408,6 +408,13 @@ def test_stop_ends_a_for_and_lets_next_raise(any_kv: KVBucket) -> None:
                 call()
 
 
+def test_snapshot_raises_after_stop_though_nothing_is_left_of_it(any_kv: KVBucket) -> None:
+    with any_kv.watch_all() as watcher:
+        assert watcher.snapshot() == []
+    with pytest.raises(ClosedError):
+        watcher.snapshot()
+
+
 def test_stop_wakes_who_waits_for_the_initial_state(any_kv: KVBucket) -> None:
     any_kv.set("k", b"v")
     watcher = any_kv.watch_all()
