@@ -93,6 +93,7 @@ class Follower:
         self._name_before: str | None = None
         self._failures = 0
         self._not_before = 0.0
+        self._careful = False  # the sizes of the messages vary much
 
     # --- any thread
 
@@ -117,6 +118,13 @@ class Follower:
         closed = self._connection.state is ConnectionState.CLOSED
         return self._stopped or closed or self._pid != os.getpid()
 
+    def check(self) -> None:
+        """Raise what has ended it: `ClosedError`, `ConnectionClosedError` or `ForkedError`."""
+        self._check_process()
+        self._check_stopped()
+        if self._connection.state is ConnectionState.CLOSED:
+            raise ConnectionClosedError("the connection is closed")
+
     def mark(self) -> Mark:
         """Return how far it has got."""
         return self._rewound or (self._position, self._is_listing, self._caught_up)
@@ -136,9 +144,7 @@ class Follower:
         """
         self._check_process()
         while not self.synced:
-            self._check_stopped()
-            if self._connection.state is ConnectionState.CLOSED:
-                raise ConnectionClosedError("the connection is closed")
+            self.check()
             remaining = deadline.remaining
             if remaining == 0:
                 raise OperationTimeoutError(f"following stream {self._stream}", deadline.timeout, sent=False)
@@ -293,6 +299,7 @@ class Follower:
             caught_up=self._caught_up,
             instead_of=self._name_before,
             not_before=self._not_before,
+            careful=self._careful,
         )
         return consumer
 
@@ -303,6 +310,7 @@ class Follower:
             return
         consumer.close()
         self._name_before = consumer.name
+        self._careful = self._careful or consumer.overran
         self._is_listing = self._is_listing and consumer.is_listing
         self._failures = 0 if consumer.has_worked else self._failures + 1
         pause = min(_SHORTEST_PAUSE * 2 ** min(self._failures, 10), _LONGEST_PAUSE) if self._failures > 1 else 0.0
@@ -310,6 +318,7 @@ class Follower:
 
     def _go_back(self, mark: Mark) -> None:
         self._begin_again()
+        self._failures, self._not_before = 0, 0.0  # an interrupt is no failure
         if mark <= (self._position, True, True):  # else another thread has begun at an earlier one, or the stream has
             self._position, self._is_listing, caught_up = mark
             if not caught_up:

@@ -121,4 +121,5 @@ class Inbox:
         self.close()
 
     def __del__(self) -> None:
-        self.close()  # an interrupt may have kept `__exit__` from doing its work
+        if hasattr(self, "subject"):  # else an interrupt has ended `__init__`
+            self.close()  # an interrupt may have kept `__exit__` from doing its work

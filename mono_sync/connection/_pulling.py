@@ -24,6 +24,7 @@ _LIFETIME: Final = 30_000_000_000  # without a pull
 _LIVE_TIME: Final = 60.0
 _HEARTBEAT, _HEARTBEAT_IN_CLUSTER = 5.0, 1.0
 _PATIENCE: Final = 2.5  # heartbeats
+_DOUBT: Final = 0.4  # after which a pull is doubted: a consumer that is deleted may take it along without an answer
 _LOOK_TIME: Final = 1.0
 _LOOK_HEARTBEAT: Final = 0.02
 _SEND_TIME: Final = 0.05
@@ -58,11 +59,13 @@ class PullConsumer:
         caught_up: whether to wait for messages from the first pull on; else the end of what there is is looked for.
         instead_of: name of an earlier one, which is deleted.
         not_before: when to begin, on the monotonic clock.
+        careful: whether to ask for so few messages at a time that they are no more than 4 MiB however large they are.
 
     Attributes:
         stream_info: what the server says of the stream after the consumer was made; None until then.
         start: sequence of the stream behind which it began.
         caught_up: whether all has been delivered that the stream held at one moment.
+        overran: whether it was lost because the next messages were larger than those before.
     """
 
     def __init__(
@@ -74,16 +77,19 @@ class PullConsumer:
         caught_up: bool,
         instead_of: str | None,
         not_before: float,
+        careful: bool = False,
     ) -> None:
         self.name: str = f"mono_sync_{secrets.token_hex(11)}"  # a new one: late messages of others are not its own
         self.stream_info: Json | None = None
         self.start: int = 0
         self.caught_up: bool = caught_up
+        self.overran: bool = False
         self._connection = connection
         self._stream = stream
         self._config = config
         self._instead_of = instead_of
         self._not_before = not_before
+        self._careful = careful
         self._inbox: Inbox = connection.inbox(_FOR_EVER)
         self._inbox.open()
         self._inbox.receive_from(self.name)
@@ -91,7 +97,8 @@ class PullConsumer:
         self._stage = _Stage.CREATE
         self._delivered = 0
         self._answers = 0  # to pulls
-        self._lists = config["deliver_policy"] == "last_per_subject"
+        self._lists = self._skips = config["deliver_policy"] == "last_per_subject"  # as we see it; as the server does
+        self._largest = 0  # message yet, with all that the server counts
         self._pending = 0  # when it was made
         self._floor = 0  # last sequence of the stream soon after
 
@@ -99,6 +106,7 @@ class PullConsumer:
         self._numbers = 0
         self._asked_at = 0.0
         self._heard: float | None = None  # None: since it was last asked for
+        self._doubted_at: float | None = None  # when to ask whether it has got the pull under way
         self._batch = _BATCH
         self._received = 0  # of the batch
         self._empty_pulls = 0  # in a row
@@ -145,7 +153,9 @@ class PullConsumer:
         message = self._inbox.poll(0)
         if message is None:
             message = self._wait(deadline)
-        self._heard = None
+        if message is None:
+            return None
+        self._heard = self._doubted_at = None
         if message.reply:
             return message
         tag = message.subject.rpartition(".")[2]
@@ -168,24 +178,39 @@ class PullConsumer:
         if int(tokens[6]) != self._delivered:
             raise ConsumerLostError
         self._received += 1
+        size = len(message.subject) + len(message.reply) + len(message.header_block) + len(message.data)
+        self._largest = max(self._largest, size)
         if self._received == self._batch:
             self._asked = None
         return int(tokens[5]), int(tokens[7])
 
-    def _wait(self, deadline: Deadline) -> Message:
+    def _wait(self, deadline: Deadline) -> Message | None:
         now = monotonic()
         if self._heard is None:
             self._heard = now
         silence = self._heard + self._heartbeat * _PATIENCE - now
+        doubt = silence if self._doubted_at is None else min(silence, max(0.0, self._doubted_at - now))
         remaining = deadline.remaining
         message = None
         if silence > 0 and remaining != 0:
-            message = self._inbox.poll(silence if remaining is None else min(silence, remaining))
+            message = self._inbox.poll(doubt if remaining is None else min(doubt, remaining))
         if message is not None:
             return message
+        if doubt < silence and (remaining is None or doubt <= remaining):
+            self._ask_whether_alive()
+            return None
         if remaining is None or silence < remaining:
             raise ConsumerLostError
         raise self._timeout(deadline)
+
+    def _ask_whether_alive(self) -> None:
+        self._doubted_at = None
+        with suppress(OperationTimeoutError):  # it cannot be sent now: then the heartbeats tell, a little later
+            self._inbox.ask_all([self._question_of_life], deadline=Deadline(_SEND_TIME))
+
+    @property
+    def _question_of_life(self) -> Question:
+        return f"$JS.API.CONSUMER.INFO.{self._stream}.{self.name}", b"", b"", _ALIVE
 
     def _pauses(self, deadline: Deadline) -> bool:
         """Wait until it is time to begin; return whether that is still to come."""
@@ -219,6 +244,7 @@ class PullConsumer:
                 raise self._timeout(deadline) from error
             return False
         self._asked, self._asked_at, self._heard, self._received = tag, monotonic(), None, 0
+        self._doubted_at = self._asked_at + _DOUBT if self.caught_up else None
         return True
 
     def _questions(self, tag: str) -> list[Question]:
@@ -227,7 +253,7 @@ class PullConsumer:
             pull = (target, json.dumps(self._pull()).encode(), b"", tag)
             if self._connection.server_info.supports(_TELLS_WHO_IS_GONE):
                 return [pull]
-            return [pull, (f"$JS.API.CONSUMER.INFO.{self._stream}.{self.name}", b"", b"", _ALIVE)]
+            return [pull, self._question_of_life]
         if self._stage is _Stage.CHECK:
             return [(f"$JS.API.STREAM.INFO.{self._stream}", b"", b"", tag)]
         config = self._config | {"name": self.name, "inactive_threshold": _LIFETIME}
@@ -245,18 +271,33 @@ class PullConsumer:
         how far the server has looked.
         """
         info = self._connection.server_info
+        limit = max(_MOST_BYTES, info.max_payload + _ROOM)
         oversized, self._oversized = self._oversized, False
-        # A batch that is just as long as what there is would not show the end.
-        self._batch = 1 if oversized else _BATCH if self._pending % _BATCH else _BATCH - 1
+        self._batch = 1 if oversized else self._batch_within(limit)
         query: Json = {"batch": self._batch}
-        if not oversized:
-            query["max_bytes"] = max(_MOST_BYTES, info.max_payload + _ROOM)
+        if not (oversized or (self._skips and self._careful)):
+            query["max_bytes"] = limit
         if self.caught_up:
             return query | _times(_LIVE_TIME, self._heartbeat)
         query["no_wait"] = True
         if self._empty_pulls.bit_count() == 1 or not info.supports(_ENDS_AT_ONCE):
             query |= _times(_LOOK_TIME, _LOOK_HEARTBEAT)
         return query
+
+    def _batch_within(self, limit: int) -> int:
+        """Return how many messages to ask for.
+
+        While a server goes through its list of the newest of each subject, it forgets the message at which a pull
+        exceeds its bytes. So that must not happen, as far as the sizes yet can tell.
+        """
+        batch = _BATCH
+        if self._skips:
+            largest = self._connection.server_info.max_payload + _ROOM
+            batch = max(1, limit // largest)
+            if self._largest and not self._careful:
+                batch = max(batch, min(_BATCH, limit // (2 * self._largest)))
+        # A batch that is just as long as what there is would not show the end.
+        return batch - 1 if 1 < batch == self._pending - self._delivered else batch
 
     @property
     def _heartbeat(self) -> float:
@@ -324,12 +365,15 @@ class PullConsumer:
                 self._complete()
             self._empty_pulls = 0 if self._received else self._empty_pulls + 1
         elif end.status == 409 and end.description.startswith("Message Size"):
+            if self._skips:
+                self.overran = True
+                raise ConsumerLostError
             self._oversized = self._received == 0
         elif end.status != 409 or not end.description.startswith("Batch Completed"):
             raise ConsumerLostError
 
     def _complete(self) -> None:
-        self.caught_up, self._lists = True, False
+        self.caught_up, self._lists, self._skips = True, False, False
 
     def _timeout(self, deadline: Deadline) -> OperationTimeoutError:
         return OperationTimeoutError(f"following stream {self._stream}", deadline.timeout, sent=False)

@@ -16,6 +16,8 @@ import threading
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from types import TracebackType
 from typing import Any, Final, Protocol, Self
 
@@ -31,6 +33,7 @@ from mono_sync.errors import (
     LockNotAcquiredError,
     MonoError,
     OperationTimeoutError,
+    OutcomeUnknownError,
     RevisionMismatchError,
 )
 
@@ -39,6 +42,8 @@ _log = logging.getLogger("mono_sync.lock")
 _RENEWALS: Final = 3
 """How often a lock is renewed within its time to live."""
 _RELEASE_PATIENCE: Final = 1.0
+_WITHDRAWALS: Final = (0.0, 0.1, 1.0)
+"""How long to wait before each look for what an attempt without an answer may have left."""
 
 
 class Change(Protocol):
@@ -62,12 +67,27 @@ class Changes(Protocol):
     ) -> None: ...
 
 
+class Stored(Protocol):
+    """What a bucket holds of a key."""
+
+    @property
+    def value(self) -> bytes:
+        """The value."""
+
+    @property
+    def revision(self) -> int:
+        """Number of the revision."""
+
+
 class LockStore(Protocol):
     """What a lock needs of a bucket."""
 
     @property
     def name(self) -> str:
         """Name of the bucket."""
+
+    def get_entry(self, key: str, *, timeout: Timeout = DEFAULT) -> Stored:
+        """Return what a key holds."""
 
     def create(self, key: str, value: bytes, *, ttl: Duration | None = None, timeout: Timeout = DEFAULT) -> int:
         """Write a key if it is missing."""
@@ -89,8 +109,9 @@ class Lock:
     then all who wait try at once, so each gets it sooner or later, in no order.
 
     ``with`` runs its body only with the lock, and raises `LockLostError` at the end when it was lost meanwhile; look at
-    ``lost`` before steps that must not happen without it. Any thread may release what another has acquired. After a
-    fork the child does not hold it.
+    ``lost`` before steps that must not happen without it. Any thread may release what another has acquired. Threads may
+    share one object: until what one has acquired through it is released, also when it was lost, the others wait. After
+    a fork the child does not hold it.
 
     Get one from ``bucket.lock(name)``.
 
@@ -119,6 +140,8 @@ class Lock:
         self._wait = wait
         self._call_timeout = call_timeout
         self._holding: _Holding | None = None
+        self._pid = os.getpid()
+        self._turn = threading.Lock()  # held from the beginning of `acquire` to `release`
         self.lost: threading.Event = threading.Event()
 
     @property
@@ -156,6 +179,29 @@ class Lock:
             UnsupportedByServerError: the server knows no TTL per key (before 2.11).
         """
         deadline = Deadline.of(self._wait if timeout is DEFAULT else timeout, self._call_timeout)
+        self._take_turn(deadline)
+        try:
+            return self._acquire(deadline)
+        except BaseException:
+            holding, self._holding = self._holding, None
+            if holding is not None:
+                holding.abandon()
+                if not self.lost.is_set():  # no older one, but what has just been acquired
+                    _remove(self._store, self._name, holding.token)
+            self._turn.release()
+            raise
+
+    def _take_turn(self, deadline: Deadline) -> None:
+        """Wait until no other thread holds or acquires the lock through this object."""
+        if self._pid != os.getpid():  # what the parent has is its own
+            self._pid, self._turn, self._holding = os.getpid(), threading.Lock(), None
+        holding, remaining = self._holding, deadline.remaining
+        if holding is not None and holding.thread == threading.get_ident() and self.lost.is_set():
+            return  # it still is this thread's turn
+        if not self._turn.acquire(timeout=-1 if remaining is None else remaining):
+            raise LockNotAcquiredError(self._store.name, self._name, deadline.timeout)
+
+    def _acquire(self, deadline: Deadline) -> int:
         owner = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(8)}".encode()
         once = Deadline(self._call_timeout) if deadline.timeout == 0 else deadline
         while True:
@@ -167,9 +213,16 @@ class Lock:
                     raise LockNotAcquiredError(self._store.name, self._name, deadline.timeout) from None
                 self._wait_for_change(error.actual or 0, deadline)
             except OperationTimeoutError as error:
+                if isinstance(error, OutcomeUnknownError):
+                    with suppress(RuntimeError):  # no more threads: then it expires
+                        self._start(partial(_withdraw, self._store, self._name, owner))
                 raise LockNotAcquiredError(self._store.name, self._name, deadline.timeout) from error
             else:
-                return self._begin_to_hold(owner, token, begun)
+                if time.monotonic() - begun < self._ttl:
+                    return self._begin_to_hold(owner, token, begun)
+                _remove(self._store, self._name, token)  # the answer came too late to be certain of the lock
+                if deadline.expired:
+                    raise LockNotAcquiredError(self._store.name, self._name, deadline.timeout)
 
     def _wait_for_change(self, revision: int, deadline: Deadline) -> None:
         """Wait until the key is removed, or until its holder should have been heard of again."""
@@ -186,8 +239,11 @@ class Lock:
         self.lost.clear()
         holding = _Holding(self._store, self._name, owner, token, ttl=self._ttl, begun=begun, lost=self.lost)
         self._holding = holding
-        start_thread(threading.Thread(target=holding.renew, name=f"mono_sync-lock-{self._name}", daemon=True))
+        self._start(holding.renew)
         return token
+
+    def _start(self, target: Callable[[], object]) -> None:
+        start_thread(threading.Thread(target=target, name=f"mono_sync-lock-{self._name}", daemon=True))
 
     def release(self, *, timeout: Timeout = DEFAULT) -> None:
         """Let others have the lock. Any thread may do that.
@@ -202,7 +258,10 @@ class Lock:
             raise LockLostError(self._store.name, self._name)
         if holding.pid != os.getpid():
             raise ForkedError(f"lock {self._name!r} belongs to process {holding.pid}, not to its child")
-        holding.release(deadline)
+        try:
+            holding.release(deadline)
+        finally:
+            self._turn.release()
 
     def __enter__(self) -> Self:
         self.acquire()
@@ -236,6 +295,7 @@ class _Holding:
         self, store: LockStore, name: str, owner: bytes, token: int, *, ttl: int, begun: float, lost: threading.Event
     ) -> None:
         self.pid = os.getpid()
+        self.thread = threading.get_ident()
         self.token = token
         self._store = store
         self._name = name
@@ -303,3 +363,20 @@ class _Holding:
             raise LockLostError(self._store.name, self._name) from error
         finally:
             self._idle.release()
+
+
+def _remove(store: LockStore, name: str, revision: int) -> None:
+    """Remove a lock that nobody will hold; if that fails, it expires."""
+    with suppress(MonoError):
+        store.delete(name, revision=revision, timeout=_RELEASE_PATIENCE)
+
+
+def _withdraw(store: LockStore, name: str, owner: bytes) -> None:
+    """Remove a lock that was taken though its taker has given up, so that others need not wait until it expires."""
+    for pause in _WITHDRAWALS:
+        time.sleep(pause)
+        with suppress(MonoError):  # not there, or not yet; or the server cannot be reached
+            found = store.get_entry(name, timeout=_RELEASE_PATIENCE)
+            if found.value == owner:
+                _remove(store, name, found.revision)
+                return

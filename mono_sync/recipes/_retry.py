@@ -9,13 +9,17 @@ from __future__ import annotations
 import functools
 import inspect
 import logging
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from types import TracebackType
+from importlib import import_module
+from types import ModuleType, TracebackType
 from typing import TYPE_CHECKING, NoReturn, ParamSpec, Protocol, Self, TypeAlias, TypeVar
 
 from mono_sync._durations import Deadline, Duration, to_seconds
+from mono_sync._threads import start_thread
 from mono_sync.errors import (
     ConfigurationError,
     ConflictError,
@@ -268,9 +272,7 @@ class _Run:
         self._started = time.monotonic()
 
     def attempts(self) -> Iterator[RetryAttempt]:
-        from tenacity import Retrying  # noqa: PLC0415  # see above
-
-        retrying = Retrying(
+        retrying = _tenacity().Retrying(
             sleep=self._sleep,
             stop=self._stop,
             wait=self._wait,
@@ -287,12 +289,11 @@ class _Run:
         return retry_state.attempt_number >= self._attempts or self._end.expired
 
     def _wait(self, retry_state: RetryCallState) -> float:
-        from tenacity import wait_random_exponential  # noqa: PLC0415  # see above
-
         if not self._rules.waits:
             return 0.0
         longest = self._clipped(to_seconds(self._policy.max_wait))  # so that time is left for the next attempt
-        return wait_random_exponential(to_seconds(self._policy.initial_wait), longest)(retry_state)
+        wait = _tenacity().wait_random_exponential(to_seconds(self._policy.initial_wait), longest)
+        return float(wait(retry_state))
 
     def _sleep(self, seconds: float) -> None:
         time.sleep(self._clipped(seconds))  # hooks may have taken time
@@ -330,6 +331,18 @@ class _Run:
             bucket=facts.get("bucket"),
             key=facts.get("key"),
         ) from error
+
+
+def _tenacity() -> ModuleType:
+    """Return tenacity; a thread of its own imports it, for where an interrupt ends its import it can never be imported.
+
+    The submodules that it had got stay imported then, and are no attributes of the next one.
+    """
+    if "tenacity" not in sys.modules:
+        thread = threading.Thread(target=import_module, args=("tenacity",), name="mono_sync-import", daemon=True)
+        start_thread(thread)
+        thread.join()
+    return import_module("tenacity")  # waits where another thread imports it
 
 
 def _finish(retry_state: RetryCallState, error: Exception | None) -> None:

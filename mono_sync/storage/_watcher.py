@@ -120,6 +120,7 @@ class Watcher(Generic[V_co]):
             CodecError: a value cannot be decoded. The next call begins where this one did, without that entry.
         """
         deadline, follower = Deadline.of(timeout, self._default_timeout), self._follower
+        follower.check()
         entries: list[Entry[V_co]] = []
         mark = follower.mark()
         try:

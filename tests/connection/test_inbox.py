@@ -8,7 +8,7 @@ import pytest
 
 from mono_sync import Connection, MonoError, PermissionDeniedError
 from mono_sync._durations import Deadline
-from mono_sync.connection import Inbox
+from mono_sync.connection import Inbox, _inbox
 from tests.connection.conftest import Connect
 from tests.fixtures.servers import RunNatsServer
 
@@ -82,6 +82,17 @@ def test_an_interrupt_while_it_begins_leaves_nothing(connection: Connection, mon
     monkeypatch.setattr(Inbox, "open", interrupted)
     with pytest.raises(KeyboardInterrupt), connection.inbox(Deadline(5)):
         pass
+    gc.collect()
+    assert _inboxes(connection) == 0
+
+
+def test_an_interrupt_while_it_is_made_leaves_nothing(connection: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(_inbox, "Listening", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        connection.inbox(Deadline(5))
     gc.collect()
     assert _inboxes(connection) == 0
 

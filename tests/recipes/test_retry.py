@@ -143,6 +143,28 @@ def test_tenacity_is_imported_with_the_first_retry_only() -> None:
     subprocess.run([sys.executable, "-c", program], check=True, timeout=30)
 
 
+def test_an_interrupt_while_tenacity_is_imported_does_no_harm_to_later_retries() -> None:
+    program = """
+import signal, sys, threading
+from mono_sync import RetryPolicy
+
+class Interrupting:
+    def find_spec(self, name, *rest):
+        if name == "tenacity.wait" and self in sys.meta_path:
+            sys.meta_path.remove(self)
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+sys.meta_path.insert(0, Interrupting())
+try:
+    RetryPolicy().call(int)
+except KeyboardInterrupt:
+    print("interrupted")
+assert RetryPolicy().call(int) == 0
+"""
+    done = subprocess.run([sys.executable, "-c", program], check=True, timeout=30, capture_output=True)
+    assert done.stdout == b"interrupted\n"
+
+
 # --- what is retried
 
 

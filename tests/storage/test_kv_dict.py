@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from mono_sync import InvalidKeyError, KeyNotFoundError, KVBucket, ObjectBucket
+from mono_sync import InvalidKeyError, KeyNotFoundError, KVBucket, ObjectBucket, TextCodec
 from tests.fixtures.waiting import wait_until
 from tests.storage.conftest import NewKV
 from tests.storage.helpers import raw_kv, together
@@ -56,6 +56,7 @@ def test_iteration_and_length_are_those_of_the_live_keys(any_kv: KVBucket) -> No
 def test_an_empty_bucket_is_true_without_asking_the_server(kv: KVBucket) -> None:
     raw_kv(kv).delete()
     assert kv
+    assert kv.typed(TextCodec())
 
 
 def test_of_threads_that_delete_the_same_item_one_succeeds(any_kv: KVBucket) -> None:

@@ -6,6 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -18,8 +19,10 @@ from mono_sync import (
     Lock,
     LockLostError,
     LockNotAcquiredError,
+    OutcomeUnknownError,
     UnsupportedByServerError,
 )
+from mono_sync.recipes import _lock
 from mono_sync.server import EmbeddedServer
 from tests.fixtures.leaks import our_threads
 from tests.fixtures.processes import Program
@@ -28,6 +31,10 @@ from tests.fixtures.waiting import wait_until
 from tests.storage.conftest import NewKV
 from tests.storage.helpers import raw_kv, together
 from tests.support.threads import Background
+
+
+def _expires(kv: KVBucket) -> None:
+    wait_until(lambda: kv.get("job") is None, "it has expired")
 
 
 def _no_renewal() -> bool:
@@ -247,6 +254,93 @@ def test_who_lost_it_does_not_free_it_for_others(kv: KVBucket) -> None:
     assert lock.lost.is_set()
     assert other.held
     other.release()
+
+
+def test_threads_that_share_one_object_wait_for_who_lost_it_to_release_it(kv: KVBucket) -> None:
+    lock = kv.lock("job", ttl=1)
+    lock.acquire()
+    kv.purge("job")
+    assert lock.lost.wait(5)
+    acquires = Background(lambda: lock.acquire(timeout=20))
+    with pytest.raises(LockNotAcquiredError):
+        Background(lambda: lock.acquire(timeout=0.2)).result()
+    assert lock.lost.is_set()
+    with pytest.raises(LockLostError):
+        lock.release()
+    assert acquires.result() == lock.token
+    before = kv.get_entry("job").revision
+    wait_until(lambda: kv.get_entry("job").revision > before, "it is renewed")
+    assert lock.held
+    lock.release()
+    assert kv.get("job") is None
+
+
+def test_who_lost_it_may_acquire_it_again_at_once(kv: KVBucket) -> None:
+    lock = kv.lock("job", ttl=1)
+    token = lock.acquire()
+    kv.purge("job")
+    assert lock.lost.wait(5)
+    assert lock.acquire(timeout=5) > token
+    assert lock.held
+    lock.release()
+    with lock:
+        assert lock.held
+
+
+class _Store:
+    """A bucket whose answer to `create` is something else, the first time."""
+
+    def __init__(self, kv: KVBucket, answered: Callable[[int], int]) -> None:
+        self._kv = kv
+        self._answered: Callable[[int], int] | None = answered
+
+    def create(self, key: str, value: bytes, **options: Any) -> int:
+        revision, answered = self._kv.create(key, value, **options), self._answered
+        self._answered = None
+        return revision if answered is None else answered(revision)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._kv, name)
+
+
+def test_an_answer_that_comes_when_it_has_expired_does_not_give_it(kv: KVBucket) -> None:
+    def late(revision: int) -> int:
+        _expires(kv)
+        return revision
+
+    lock = kv.lock("job", ttl=1)
+    lock._store = _Store(kv, late)
+    with lock:
+        assert lock.token == kv.get_entry("job").revision
+        assert not lock.lost.is_set()
+
+
+def test_nothing_is_left_where_it_is_not_known_whether_it_was_acquired(kv: KVBucket) -> None:
+    def unknown(_: int) -> int:
+        raise OutcomeUnknownError("writing key 'job'", 0.1)
+
+    lock = kv.lock("job", ttl=1000)
+    lock._store = _Store(kv, unknown)
+    with pytest.raises(LockNotAcquiredError):
+        lock.acquire(timeout=0.1)
+    wait_until(lambda: kv.get("job") is None, "it is free again")
+    with lock:
+        assert lock.held
+
+
+def test_nothing_is_left_where_it_cannot_be_renewed(kv: KVBucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_more(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    lock = kv.lock("job", ttl=1000)
+    with monkeypatch.context() as patch:
+        patch.setattr(_lock, "start_thread", no_more)
+        with pytest.raises(RuntimeError, match="can't start"):
+            lock.acquire()
+    assert not lock.held
+    assert kv.get("job") is None
+    with lock:
+        assert lock.held
 
 
 def test_it_is_lost_in_time_when_the_server_stalls(run_nats_server: RunNatsServer) -> None:

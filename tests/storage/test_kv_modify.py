@@ -212,6 +212,11 @@ def test_function_must_not_return_keys_that_were_not_asked_for(kv: KVBucket) -> 
     assert kv.keys() == []
 
 
+def test_function_must_return_a_mapping(kv: KVBucket) -> None:
+    with pytest.raises(TypeError, match="must return a mapping of keys to values, not NoneType"):
+        kv.modify_many(["a"], lambda _: None)  # type: ignore[arg-type,return-value]
+
+
 @pytest.mark.old_server
 def test_old_server_changes_one_key_and_not_many(old_connection: Connection) -> None:
     kv = old_connection.kv(KVBucketConfig("modified", storage="memory"))

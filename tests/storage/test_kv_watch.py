@@ -260,6 +260,22 @@ def test_snapshot_of_any_size_is_complete(any_new_kv: NewKV, count: int, history
         assert watcher.next().revision == count + 1
 
 
+@pytest.mark.parametrize("history", [1, 5])
+@pytest.mark.parametrize("small", [0, 50])
+def test_snapshot_of_large_values_is_complete(any_new_kv: NewKV, small: int, history: int) -> None:
+    kv = any_new_kv(history=history)
+    values = {f"k{number}": b"small" for number in range(small)}
+    values |= {f"l{number}": b"x" * 700_000 for number in range(14)}
+    revisions = kv.set_many(values)
+    with kv.watch_all() as watcher:
+        assert [entry.revision for entry in watcher.snapshot()] == list(revisions.values())
+        assert_quiet(watcher)
+    with kv.watch_all() as watcher:
+        assert [entry.revision for entry in take(watcher, len(values))] == list(revisions.values())
+        assert_quiet(watcher)
+        assert watcher.synced
+
+
 @pytest.mark.parametrize("history", [1, 4])
 def test_initial_state_ends_at_once_where_the_last_revisions_do_not_match(any_new_kv: NewKV, history: int) -> None:
     kv = any_new_kv(history=history)
@@ -390,6 +406,13 @@ def test_stop_ends_a_for_and_lets_next_raise(any_kv: KVBucket) -> None:
         if call == watcher.next or not watcher.synced:
             with pytest.raises(ClosedError):
                 call()
+
+
+def test_snapshot_raises_after_stop_though_nothing_is_left_of_it(any_kv: KVBucket) -> None:
+    with any_kv.watch_all() as watcher:
+        assert watcher.snapshot() == []
+    with pytest.raises(ClosedError):
+        watcher.snapshot()
 
 
 def test_stop_wakes_who_waits_for_the_initial_state(any_kv: KVBucket) -> None:

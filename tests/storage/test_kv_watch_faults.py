@@ -26,7 +26,10 @@ from mono_sync import (
     OperationTimeoutError,
     Watcher,
 )
-from mono_sync.connection import _pulling
+from mono_sync._durations import Deadline
+from mono_sync.adapter import Listening
+from mono_sync.connection import _follower, _pulling
+from mono_sync.connection._inbox import Question
 from mono_sync.server import EmbeddedServer
 from tests.fixtures.processes import Program
 from tests.fixtures.servers import RawServer, RunNatsServer
@@ -232,6 +235,25 @@ def test_bucket_that_is_deleted_ends_the_iteration_at_once(any_kv: KVBucket) -> 
             assert caught.value.bucket == any_kv.name
 
 
+def test_bucket_that_takes_a_question_along_ends_the_iteration_soon(
+    any_kv: KVBucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    silent = Listening("nobody.answers", lambda message: None, lambda error: None)
+    any_kv._connection.start_listening(silent, Deadline(5))
+    questions = _pulling.PullConsumer._questions
+
+    def unanswered(consumer: _pulling.PullConsumer, tag: str) -> list[Question]:
+        asked = questions(consumer, tag)
+        is_pull = consumer._stage is _pulling._Stage.PULL
+        return [("nobody.answers", *question[1:]) for question in asked] if is_pull else asked
+
+    with any_kv.watch_all() as watcher:
+        monkeypatch.setattr(_pulling.PullConsumer, "_questions", unanswered)
+        reading = blocked_in(watcher)
+        raw_kv(any_kv).delete()
+        assert isinstance(reading.error(5), BucketNotFoundError)
+
+
 def test_bucket_that_is_deleted_while_reconnecting_ends_the_iteration(server: RawServer) -> None:
     with bucket_of(server) as kv, CutProxy(server.url) as proxy:  # noqa: SIM117  # one line would be too long
         with mono_sync.connect(proxy.url) as connection, connection.kv("b").watch_all() as watcher:
@@ -365,6 +387,23 @@ def test_interrupt_at_any_step_loses_nothing(
                 interrupts += 1
         assert found == [1, 2, 3, 4, 5]
         assert interrupts <= 1
+
+
+def test_interrupts_do_not_delay_what_comes_after_them(any_kv: KVBucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_follower, "_LONGEST_PAUSE", 60.0)
+    monkeypatch.setattr(_follower, "_SHORTEST_PAUSE", 60.0)
+
+    def interrupted(*_: Any) -> Any:
+        raise Interrupted
+
+    with any_kv.watch_all() as watcher:
+        for _ in range(5):
+            with monkeypatch.context() as patch:
+                patch.setattr(mono_sync.connection.Inbox, "poll", interrupted)
+                with pytest.raises(Interrupted):
+                    watcher.next()
+        any_kv.set("k", b"v")
+        assert watcher.next(timeout=20).key == "k"
 
 
 def test_interrupt_behind_the_last_step_delivers_the_entry_again(any_kv: KVBucket) -> None:

@@ -109,6 +109,7 @@ class Modifications(Transactions):
             UnsupportedByServerError: the server is older than 2.12.
             BucketConfigError: another client made the bucket, without transactions.
             ValueError: too many keys, or the function returned one that was not asked for.
+            TypeError: it returned no mapping.
 
         Besides, what a transaction raises.
         """
@@ -118,6 +119,9 @@ class Modifications(Transactions):
             with self.transaction(timeout=deadline) as tx:
                 found = tx.get_many(wanted, timeout=deadline)
                 changes = fn({key: found.get(key) for key in wanted})
+                if not isinstance(changes, Mapping):
+                    kind = type(changes).__name__
+                    raise TypeError(f"the function must return a mapping of keys to values, not {kind}")
                 if unknown := changes.keys() - set(wanted):
                     raise ValueError(f"the function returned keys that were not asked for: {sorted(unknown)}")
                 for key, value in changes.items():

@@ -27,6 +27,7 @@ T = TypeVar("T")
 DELETION: Final = {"KV-Operation": "DEL"}
 PURGE: Final = {"KV-Operation": "PURGE", "Nats-Rollup": "sub"}
 _LARGEST_REVISION = 2**63 - 1
+_LONGEST_TTL: Final = MAX_SECONDS - 2**32  # the server adds it to the seconds since 1970, and would overflow unnoticed
 
 
 class SingleKeys(Bucket[KVBucketConfig]):
@@ -108,8 +109,8 @@ class SingleKeys(Bucket[KVBucketConfig]):
             key: the key.
             value: bytes, bytearray or memoryview; empty is a value.
             ttl: the key expires after this time, in seconds or as ``timedelta``, rounded up to whole seconds, at least
-                1; needs nats-server 2.11. In a bucket with history the older revisions are then dropped, for they would
-                come back otherwise.
+                1, and at the latest after the bucket's own ``ttl``; needs nats-server 2.11. In a bucket with history
+                the older revisions are then dropped, for they would come back otherwise.
             timeout: total deadline.
 
         Raises:
@@ -231,8 +232,8 @@ class SingleKeys(Bucket[KVBucketConfig]):
         seconds = to_ttl(ttl)
         if seconds is None:
             return {}
-        if seconds > MAX_SECONDS:
-            raise ValueError(f"ttl must be at most {MAX_SECONDS} seconds, the server's largest: {ttl!r}")
+        if seconds > _LONGEST_TTL:
+            raise ValueError(f"ttl must be at most {_LONGEST_TTL} seconds, the server's largest: {ttl!r}")
         self._connection.server_info.require("a TTL per key", "2.11.0")
         # Older revisions are dropped, else the previous one would come back when this one expires.
         return {"Nats-TTL": str(seconds), "Nats-Rollup": "sub"}
