@@ -540,6 +540,8 @@ class ValueTooLargeError(StorageError, ValueError):
 class CodecError(StorageError, ValueError):
     """A value that the codec of a typed bucket cannot encode, or what is stored that it cannot decode.
 
+    ``__cause__`` is what the codec raised. The message names no more than its type, for it may repeat the value.
+
     Attributes:
         bucket: the bucket.
         key: the key.

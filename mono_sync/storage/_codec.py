@@ -68,7 +68,7 @@ class BucketCodec(Generic[T]):
         try:
             data = self._codec.encode(value)
         except Exception as error:
-            raise CodecError(self._bucket, key, f"cannot be encoded: {error}") from error
+            raise CodecError(self._bucket, key, f"cannot be encoded: {type(error).__name__}") from error
         if not isinstance(data, bytes):
             raise CodecError(self._bucket, key, f"is encoded as {type(data).__name__} instead of bytes")
         return data
@@ -82,7 +82,9 @@ class BucketCodec(Generic[T]):
         try:
             return self._codec.decode(data)
         except Exception as error:
-            raise CodecError(self._bucket, key, f"cannot be decoded: {error}", revision=revision) from error
+            raise CodecError(
+                self._bucket, key, f"cannot be decoded: {type(error).__name__}", revision=revision
+            ) from error
 
     def decode_entry(self, entry: Entry) -> Entry[T]:
         """Return an entry that has a value with this value decoded; errors are those of `decode`."""

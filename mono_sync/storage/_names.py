@@ -45,6 +45,11 @@ def check_key(key: str) -> str:
     return key
 
 
+def is_key(text: str) -> bool:
+    """Return whether a text is no other than a key: others may publish what is none, and nobody could read it."""
+    return _KEY.fullmatch(text) is not None
+
+
 def check_pattern(pattern: str) -> str:
     """Return a pattern of keys: tokens between dots, ``*`` for one token, ``>`` at the end for all that follow.
 

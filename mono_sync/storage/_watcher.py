@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -14,12 +13,12 @@ from mono_sync.connection import Followed, Follower
 from mono_sync.errors import ClosedError, CodecError, MonoError, OperationTimeoutError
 from mono_sync.storage._codec import View
 from mono_sync.storage._marks import is_marked, operation_of
+from mono_sync.storage._names import is_key
 from mono_sync.storage._values import Entry, Operation, V_co
 
 Explain: TypeAlias = Callable[[MonoError, Deadline, str, str], NoReturn]
 
 _FOR_EVER: Final = Deadline(None)
-_LEGAL: Final = re.compile(r"[-/_=.a-zA-Z0-9]+").fullmatch
 
 
 class Watcher(Generic[V_co]):
@@ -228,7 +227,7 @@ class Watcher(Generic[V_co]):
             return None
         message, sequence, nanoseconds = found
         key = message.subject[self._prefix :]
-        if not _LEGAL(key):
+        if not is_key(key):
             return None
         created = datetime.fromtimestamp(nanoseconds // 1000 / 1e6, UTC)
         if not is_marked(message):

@@ -353,3 +353,14 @@ def test_pull_whose_time_runs_out_with_messages_pending_is_repeated(
     monkeypatch.setattr(JetStream, "_create_consumer", create_and_purge)
     pulled = list(JetStream(kv._connection).pull(f"KV_{kv.name}", ">", Deadline(5), policy="all"))
     assert [message.subject for message in pulled] == [f"$KV.{kv.name}.late"]
+
+
+def test_what_others_publish_under_no_key_is_no_key(any_kv: KVBucket) -> None:
+    """Nobody could read it, and watchers leave it out as well."""
+    any_kv.set("a", b"v")
+    for nonsense in ("a:b", "we*ird", "w\u00e9", "$a"):
+        raw_kv(any_kv).put(f"$KV.{any_kv.name}.{nonsense}", b"v")
+    assert any_kv.keys() == list(any_kv) == ["a"]
+    assert len(any_kv) == any_kv.status().keys == 1
+    with any_kv.watch_all() as watcher:
+        assert [entry.key for entry in watcher.snapshot()] == ["a"]

@@ -103,12 +103,27 @@ def test_bytes_that_cannot_be_decoded_name_the_key(people: TypedBucket[Any]) -> 
             read("a")
 
 
+def test_the_message_does_not_repeat_what_the_codec_says_of_the_value(people: TypedBucket[Any]) -> None:
+    class Number:
+        def encode(self, value: int) -> bytes:
+            return b"%d" % value
+
+        def decode(self, data: bytes) -> int:
+            return int(data)
+
+    people.bucket.set("a", b"secret")
+    with pytest.raises(CodecError, match=r"cannot be decoded: ValueError$") as caught:
+        people.bucket.typed(Number()).get("a")
+    assert "secret" in str(caught.value.__cause__)
+
+
 def test_text_is_text(any_kv: KVBucket) -> None:
     names = any_kv.typed(TextCodec())
     names.set("a", "grüße")
     assert names.get("a") == "grüße"
-    with pytest.raises(CodecError, match="must be a str, not bytes"):
+    with pytest.raises(CodecError, match="cannot be encoded: TypeError") as caught:
         names.set("a", b"bytes")  # type: ignore[arg-type]
+    assert "must be a str, not bytes" in str(caught.value.__cause__)
 
 
 def test_a_codec_that_returns_no_bytes_is_told_so(any_kv: KVBucket) -> None:

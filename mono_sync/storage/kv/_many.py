@@ -29,7 +29,7 @@ from mono_sync.errors import (
     PartialWriteError,
 )
 from mono_sync.storage._marks import operation_in
-from mono_sync.storage._names import check_pattern
+from mono_sync.storage._names import check_pattern, is_key
 from mono_sync.storage._values import BucketStatus, Operation
 from mono_sync.storage.kv._single import SingleKeys
 
@@ -82,11 +82,11 @@ class ManyKeys(SingleKeys):
         ]
 
     def _list(self, pattern: str, deadline: Deadline, doing: str) -> list[Listed]:
-        """Return the newest revision of every key; not what transactions keep under ``$`` for a moment."""
+        """Return the newest revision of every key; not what transactions keep under other names for a moment."""
         with self._errors(deadline, doing, "" if pattern == ">" else pattern):
             found = self._reader.list_newest(self._prefix + pattern, deadline, from_leader=self._replicated)
-        internal = f"{self._prefix}$"
-        return [listed for listed in found if not listed.subject.startswith(internal)]
+        start = len(self._prefix)
+        return [listed for listed in found if is_key(listed.subject[start:])]
 
     def status(self, *, timeout: Timeout = DEFAULT) -> BucketStatus:
         """Return size and limits of the bucket, and the numbers of its live and its removed keys.
