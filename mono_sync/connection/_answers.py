@@ -16,7 +16,9 @@ from mono_sync.errors import JetStreamAPIError, JetStreamUnavailableError, NoRes
 Json: TypeAlias = dict[str, Any]
 
 _NOT_ENABLED: Final = frozenset({10035, 10039, 10076})
-_NOT_NOW: Final = frozenset({10008, 10009, 10163, 10167})  # no leader; more writes than the stream can queue
+_NOT_NOW: Final = frozenset(
+    {10008, 10009, 10118, 10119, 10163, 10167}  # no leader; its servers are away; more writes than it can queue
+)
 _PLAIN_ACK: Final = re.compile(rb'\{"stream":"[^"]*", ?"seq":(\d+)\}')  # as nearly all are: no JSON to be parsed
 
 

@@ -13,7 +13,8 @@ from mono_sync._durations import Deadline
 from mono_sync.adapter import Message
 from mono_sync.connection._answers import Json
 from mono_sync.connection._connection import CoreConnection
-from mono_sync.connection._pulling import ConsumerLostError, PullConsumer, follower_config
+from mono_sync.connection._jetstream import follower_config
+from mono_sync.connection._pulling import ConsumerLostError, PullConsumer
 from mono_sync.connection._state import ConnectionState
 from mono_sync.errors import (
     ClosedError,
@@ -90,7 +91,7 @@ class Follower:
         self._consumer: PullConsumer | None = None
         self._is_checked = False  # the consumer is one of the stream that was followed so far
         self._incarnation: str | None = None  # of the stream: when it was created
-        self._name_before: str | None = None
+        self._names_before: list[str] = []
         self._failures = 0
         self._not_before = 0.0
         self._careful = False  # the sizes of the messages vary much
@@ -263,18 +264,20 @@ class Follower:
     def _take_note(self, consumer: PullConsumer) -> None:
         """See what the consumer has learnt."""
         if not self._is_checked and (info := consumer.stream_info) is not None:
-            self._check(consumer, info)
+            if self._begins_with_new:
+                self._position, self._begins_with_new = info["state"]["last_seq"], False
+                self._incarnation = info["created"]
+            if consumer.is_there:
+                self._check(info)
         if self._is_checked:
             self._is_listing = self._is_listing and consumer.is_listing
             if consumer.caught_up and not self._caught_up:
                 self._caught_up, self._is_listing = True, False
                 self._wake_waiting()
 
-    def _check(self, consumer: PullConsumer, info: Json) -> None:
+    def _check(self, info: Json) -> None:
         """Find out whether the stream, asked about after the consumer was made, is the one that was followed so far."""
         created, last = info["created"], info["state"]["last_seq"]
-        if self._begins_with_new:
-            self._position, self._begins_with_new = consumer.start, False
         if created != (self._incarnation or created) or last < self._position:  # another one, or it has lost data
             self._position, self._is_listing = 0, self._lists
             self._fall_behind()
@@ -297,7 +300,7 @@ class Follower:
             self._stream,
             follower_config(self._subject, policy, after=after, headers_only=self._headers_only),
             caught_up=self._caught_up,
-            instead_of=self._name_before,
+            instead_of=self._names_before,
             not_before=self._not_before,
             careful=self._careful,
         )
@@ -309,7 +312,7 @@ class Follower:
         if consumer is None:
             return
         consumer.close()
-        self._name_before = consumer.name
+        self._names_before = consumer.names
         self._careful = self._careful or consumer.overran
         self._is_listing = self._is_listing and consumer.is_listing
         self._failures = 0 if consumer.has_worked else self._failures + 1

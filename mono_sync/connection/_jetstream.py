@@ -371,6 +371,17 @@ def consumer_config(
     }
 
 
+def follower_config(subject: str, policy: str, *, after: int | None, headers_only: bool) -> Json:
+    """Return the configuration of a consumer that begins after a sequence, or as the policy says."""
+    config = consumer_config("", subject, policy=policy, headers_only=headers_only)
+    return config if after is None else config | begin_behind(after)
+
+
+def begin_behind(sequence: int) -> Json:
+    """Return the fields of a consumer's configuration that let it begin after a sequence."""
+    return {"deliver_policy": "by_start_sequence", "opt_start_seq": sequence + 1}
+
+
 def direct_question(stream: str, subject: str) -> tuple[str, bytes]:
     """Return subject and payload of the request for the newest message of a subject, which any replica answers."""
     if len(subject) > _LONG_SUBJECT:  # whatever could be written can be read: long subjects travel in the body

@@ -10,11 +10,14 @@ from typing import Any
 
 import pytest
 
+import mono_sync
 from mono_sync import (
     ClosedError,
     Entry,
     InvalidKeyError,
+    JetStreamUnavailableError,
     KVBucket,
+    KVBucketConfig,
     KVStoragePort,
     Operation,
     OperationTimeoutError,
@@ -22,6 +25,7 @@ from mono_sync import (
 )
 from mono_sync._durations import Deadline
 from tests.fixtures.leaks import our_threads
+from tests.fixtures.servers import RunNatsServer
 from tests.fixtures.waiting import wait_until
 from tests.storage.conftest import NewKV
 from tests.storage.helpers import api_calls, raw_kv, together, write_at_once
@@ -485,3 +489,16 @@ def test_thousands_share_a_connection(any_kv: KVBucket) -> None:
         assert {watcher.next().revision for watcher in watchers} == {2}
         assert any_kv.keys() == ["k"]
         assert threading.active_count() == before
+
+
+def test_server_that_comes_back_without_jetstream_ends_the_iteration(run_nats_server: RunNatsServer) -> None:
+    server = run_nats_server("jetstream: enabled")
+    with mono_sync.connect(server.url) as connection, connection.kv(KVBucketConfig("b")).watch_all() as watcher:
+        reading = Background(lambda: next(watcher))
+        wait_until(lambda: watcher.synced, "it waits")
+        server.kill()
+        server.configure("")
+        server.start()
+        error = reading.error(5)
+        assert isinstance(error, JetStreamUnavailableError)
+        assert not error.temporary
