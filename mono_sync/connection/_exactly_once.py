@@ -212,12 +212,13 @@ class ExactlyOnce:
                 pause = min(2 * pause, _LONGEST_PAUSE)
 
     def _send(self, write: Write, deadline: Deadline, *, only_to: str = "") -> int:
-        """Make one attempt. In a cluster the leader may die with the answer, and no connection break."""
-        if self._connection.server_info.cluster:
-            deadline = deadline.at_most(_PATIENCE)
+        """Make one attempt."""
         return self._publish(write, write.data, write.block, deadline, only_to)
 
     def _publish(self, write: Write, data: bytes, block: bytes, deadline: Deadline, server: str = "") -> int:
+        """Publish and read the answer. In a cluster the leader may die with it, and no connection break."""
+        if self._connection.server_info.cluster:
+            deadline = deadline.at_most(_PATIENCE)
         message = self._connection.exchange(write.subject, data, block, deadline, server=server)
         try:
             return read_ack(message, write.operation).sequence

@@ -90,6 +90,15 @@ def test_no_write_fails_or_happens_twice_when_the_leader_is_killed(cluster: Clus
     load.check()
 
 
+def test_a_write_is_stored_when_the_leader_falls_silent_and_no_connection_breaks(cluster: Cluster) -> None:
+    kv = _open(cluster)
+    leader = cluster.leader(raw_kv(kv).connection, "KV_b")
+    kv = cluster.connect(_elsewhere(cluster, kv)).kv("b")
+    cluster.servers[leader].pause()
+    assert kv.put_with_revision("k", b"v", timeout=25) == 1
+    cluster.servers[leader].resume()
+
+
 def test_listing_and_histories_go_on_when_the_server_is_killed_that_delivers_them(cluster: Cluster) -> None:
     kv = _open(cluster, history=5)
     for number in range(100):
