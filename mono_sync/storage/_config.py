@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
 from time import sleep
 from typing import ClassVar, Literal, TypeAlias
@@ -25,6 +26,8 @@ _NAME_IN_USE = 10058
 _STORE_FAILED = "error creating store"
 _FURTHER_ATTEMPTS = 2
 _PAUSE = 0.05
+_TOO_MANY_CONSUMERS = 10026
+_MANY_CONSUMERS = 1_000_000
 _MAX_HISTORY = 64
 _MAX_REPLICAS = 5
 _NANOSECONDS = 1_000_000_000
@@ -109,6 +112,8 @@ class BucketConfig:
             server.require("compression of a bucket", "2.10.0")
         if server.supports("2.10.0"):
             config["compression"] = "s2" if self.compression else "none"
+        if server.supports("2.15.0"):  # which allows a stream that does not say how many 1,000 only
+            config["max_consumers"] = _MANY_CONSUMERS
         return config
 
 
@@ -221,11 +226,13 @@ def ensure_stream(jetstream: JetStream, config: BucketConfig, server: ServerInfo
         else:
             return created
     present = existing["config"]
+    if present.get("max_consumers", 0) > 0:  # somebody has thought about it
+        wanted.pop("max_consumers", None)
     changes = {field: value for field, value in wanted.items() if present.get(field, _absent(value)) != value}
     if not changes:
         return existing
     try:
-        updated: Json = jetstream.update_stream(present | changes, deadline)
+        updated = _within_account(jetstream.update_stream, present | changes, deadline)
     except JetStreamAPIError as error:
         fields = [_OPTION_OF.get(field, field) for field in changes]
         reason = f"the server refuses to change {', '.join(fields)}: {error.description}"
@@ -241,12 +248,22 @@ def _create_stream(jetstream: JetStream, config: Json, deadline: Deadline) -> Js
     """
     for _ in range(_FURTHER_ATTEMPTS):
         try:
-            return jetstream.create_stream(config, deadline)
+            return _within_account(jetstream.create_stream, config, deadline)
         except JetStreamAPIError as error:
             if not error.description.startswith(_STORE_FAILED):
                 raise
         sleep(_PAUSE)
-    return jetstream.create_stream(config, deadline)
+    return _within_account(jetstream.create_stream, config, deadline)
+
+
+def _within_account(apply: Callable[[Json, Deadline], Json], config: Json, deadline: Deadline) -> Json:
+    """Create or update a stream; where its account may have fewer consumers, that limit holds."""
+    try:
+        return apply(config, deadline)
+    except JetStreamAPIError as error:
+        if error.err_code != _TOO_MANY_CONSUMERS:
+            raise
+        return apply({**config, "max_consumers": -1}, deadline)
 
 
 def open_stream(jetstream: JetStream, bucket: str, prefix: str, deadline: Deadline) -> Json:

@@ -43,6 +43,9 @@ class Watcher(Generic[V_co]):
     nothing, and a slow reader never has more than 4 MiB in memory, or one value that is larger. Any number of threads
     may read; each entry goes to one of them. After Ctrl-C in a read it goes on with the entry that was not delivered.
 
+    One connection may have thousands. A server from 2.15 on grants 1,000 to a bucket that was never opened with a
+    `KVBucketConfig`, unless its own configuration says otherwise; `JetStreamAPIError` then refuses the next one.
+
     These end the iteration:
 
     * `stop`, or the end of the ``with``: a ``for`` ends, `next` and `snapshot` raise `ClosedError`.

@@ -17,6 +17,7 @@ from mono_sync import (
     ConfigurationError,
     Connection,
     FSBucketConfig,
+    JetStreamAPIError,
     KVBucket,
     KVBucketConfig,
     ObjectBucket,
@@ -334,6 +335,29 @@ def test_bucket_of_another_client_keeps_settings_that_are_not_ours(connection: C
     assert (config["allow_direct"], config["deny_delete"]) == (True, True)
     kv.set("k", b"v", ttl=5)
     raw.delete()
+
+
+def test_bucket_may_have_more_consumers_than_the_server_grants_to_streams_that_do_not_ask(
+    connection: Connection, kv: KVBucket
+) -> None:
+    assert raw_kv(kv).config["max_consumers"] > 100_000
+    raw_kv(kv).update(max_consumers=-1)  # as by another client, or an older server
+    connection.kv(KVBucketConfig(kv.name, storage="memory"))
+    assert raw_kv(kv).config["max_consumers"] > 100_000
+
+
+def test_bucket_may_have_as_many_consumers_as_its_account(run_nats_server: RunNatsServer) -> None:
+    server = run_nats_server(
+        "jetstream: enabled\naccounts { A { users: [{user: a, password: a}], jetstream { max_consumers: 3 } } }"
+    )
+    with mono_sync.connect(server.url, user="a", password="a") as connection:
+        kv = connection.kv(KVBucketConfig("b"))
+        assert connection.kv(KVBucketConfig("b", history=2)).status().history == 2
+        watchers = [kv.watch_all() for _ in range(3)]
+        with pytest.raises(JetStreamAPIError, match="maximum consumers"):
+            kv.watch_all()
+        for watcher in watchers:
+            watcher.stop()
 
 
 def test_stream_of_another_purpose_is_refused(connection: Connection, name: str) -> None:
