@@ -28,7 +28,9 @@ from mono_sync.errors import (
     ClosedError,
     ConflictError,
     ForkedError,
+    JetStreamUnavailableError,
     KeyExistsError,
+    KeyNotFoundError,
     LockLostError,
     LockNotAcquiredError,
     MonoError,
@@ -41,6 +43,8 @@ _log = logging.getLogger("mono_sync.lock")
 
 _RENEWALS: Final = 3
 """How often a lock is renewed within its time to live."""
+_SAFE: Final = 0.95
+"""How much of its time to live is relied on: who loses it has to know first, also where threads wake up late."""
 _RELEASE_PATIENCE: Final = 1.0
 _WITHDRAWALS: Final = (0.0, 0.1, 1.0)
 """How long to wait before each look for what an attempt without an answer may have left."""
@@ -105,8 +109,9 @@ class Lock:
     """A lock on a name, shared by all who use the bucket; a context manager. Thread-safe; not reentrant.
 
     It is a key of the bucket that expires ``ttl`` after the holder was last heard of. While it is held, a thread renews
-    it; when the holder dies, it is free again within ``ttl``. Who waits is told by the server when it becomes free, and
-    then all who wait try at once, so each gets it sooner or later, in no order.
+    it; when the holder dies, it is free again within ``ttl``. A cluster whose leader has died takes up to 10 s to elect
+    another: only a lock with a ``ttl`` of 20 s or more is sure to outlive that. Who waits is told by the server when it
+    becomes free, and then all who wait try at once, so each gets it sooner or later, in no order.
 
     ``with`` runs its body only with the lock, and raises `LockLostError` at the end when it was lost meanwhile; look at
     ``lost`` before steps that must not happen without it. Any thread may release what another has acquired. Threads may
@@ -153,7 +158,7 @@ class Lock:
     def held(self) -> bool:
         """Whether this object holds the lock, as far as is known."""
         holding = self._holding
-        return holding is not None and holding.pid == os.getpid() and not self.lost.is_set()
+        return holding is not None and holding.is_certain
 
     @property
     def token(self) -> int:
@@ -163,7 +168,7 @@ class Lock:
             LockLostError: the lock is not held, or was lost.
         """
         holding = self._holding
-        if holding is None or holding.pid != os.getpid() or self.lost.is_set():
+        if holding is None or not holding.is_certain:
             raise LockLostError(self._store.name, self._name)
         return holding.token
 
@@ -175,7 +180,8 @@ class Lock:
                 lock was made with.
 
         Raises:
-            LockNotAcquiredError: somebody else held it until the deadline, or this object itself.
+            LockNotAcquiredError: somebody else held it until the deadline, or this object itself; or the server did not
+                answer until then.
             UnsupportedByServerError: the server knows no TTL per key (before 2.11).
         """
         deadline = Deadline.of(self._wait if timeout is DEFAULT else timeout, self._call_timeout)
@@ -212,17 +218,26 @@ class Lock:
                 if deadline.expired:
                     raise LockNotAcquiredError(self._store.name, self._name, deadline.timeout) from None
                 self._wait_for_change(error.actual or 0, deadline)
-            except OperationTimeoutError as error:
-                if isinstance(error, OutcomeUnknownError):
-                    with suppress(RuntimeError):  # no more threads: then it expires
-                        self._start(partial(_withdraw, self._store, self._name, owner))
-                raise LockNotAcquiredError(self._store.name, self._name, deadline.timeout) from error
+            except (OperationTimeoutError, JetStreamUnavailableError) as error:
+                self._meet(error, owner, deadline)
             else:
-                if time.monotonic() - begun < self._ttl:
+                if time.monotonic() - begun < self._ttl / _RENEWALS:
                     return self._begin_to_hold(owner, token, begun)
-                _remove(self._store, self._name, token)  # the answer came too late to be certain of the lock
+                _remove(self._store, self._name, token)  # the answer came too late to be certain for long
                 if deadline.expired:
                     raise LockNotAcquiredError(self._store.name, self._name, deadline.timeout)
+
+    def _meet(self, error: OperationTimeoutError | JetStreamUnavailableError, owner: bytes, deadline: Deadline) -> None:
+        """Raise what ended an attempt, unless there is time for another one and what became of it is not known."""
+        if isinstance(error, JetStreamUnavailableError) and not error.temporary:
+            raise error
+        if isinstance(error, OutcomeUnknownError):
+            if error.timeout is None and not deadline.expired:
+                _take_back(self._store, self._name, owner)
+                return
+            with suppress(RuntimeError):  # no more threads: then it expires
+                self._start(partial(_withdraw, self._store, self._name, owner))
+        raise LockNotAcquiredError(self._store.name, self._name, deadline.timeout) from error
 
     def _wait_for_change(self, revision: int, deadline: Deadline) -> None:
         """Wait until the key is removed, or until its holder should have been heard of again."""
@@ -302,10 +317,15 @@ class _Holding:
         self._owner = owner
         self._revision = token
         self._ttl = ttl
-        self._certain_until = begun + ttl
+        self._certain_until = begun + ttl * _SAFE
         self._lost = lost
         self._ends = threading.Event()
         self._idle = threading.Lock()  # held while a renewal is under way
+
+    @property
+    def is_certain(self) -> bool:
+        """Whether nobody else can have it, and it belongs to this process."""
+        return self.pid == os.getpid() and self._left > 0 and not self._lost.is_set()
 
     # --- the thread
 
@@ -334,10 +354,12 @@ class _Holding:
                 return self._lose(error)
             _log.warning("lock %r of bucket %r could not be renewed yet: %s", self._name, self._store.name, error)
             return True
-        self._certain_until = begun + self._ttl
+        self._certain_until = begun + self._ttl * _SAFE
         return True
 
     def _lose(self, error: Exception) -> bool:
+        if self._ends.is_set():  # the lock may have been acquired anew
+            return False
         self._lost.set()
         _log.error("lock %r of bucket %r is lost: %s", self._name, self._store.name, error)
         return False
@@ -361,8 +383,17 @@ class _Holding:
         except ConflictError as error:
             self._lost.set()
             raise LockLostError(self._store.name, self._name) from error
+        except OutcomeUnknownError:
+            if deadline.expired or self._is_still_there(deadline):
+                raise
         finally:
             self._idle.release()
+
+    def _is_still_there(self, deadline: Deadline) -> bool:
+        try:
+            return self._store.get_entry(self._name, timeout=deadline).value == self._owner
+        except KeyNotFoundError:
+            return False
 
 
 def _remove(store: LockStore, name: str, revision: int) -> None:
@@ -375,8 +406,15 @@ def _withdraw(store: LockStore, name: str, owner: bytes) -> None:
     """Remove a lock that was taken though its taker has given up, so that others need not wait until it expires."""
     for pause in _WITHDRAWALS:
         time.sleep(pause)
-        with suppress(MonoError):  # not there, or not yet; or the server cannot be reached
-            found = store.get_entry(name, timeout=_RELEASE_PATIENCE)
-            if found.value == owner:
-                _remove(store, name, found.revision)
-                return
+        if _take_back(store, name, owner):
+            return
+
+
+def _take_back(store: LockStore, name: str, owner: bytes) -> bool:
+    """Remove a lock if an attempt has taken it whose answer was lost; return whether it was there."""
+    with suppress(MonoError):  # not there, or not yet; or the server cannot be reached
+        found = store.get_entry(name, timeout=_RELEASE_PATIENCE)
+        if found.value == owner:
+            _remove(store, name, found.revision)
+            return True
+    return False
