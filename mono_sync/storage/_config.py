@@ -185,6 +185,8 @@ class FSBucketConfig(BucketConfig):
         """Return the stream's configuration for a server (NATS ADR-20)."""
         config = BucketConfig.stream_config(self, server)
         config.update(subjects=[f"$O.{self.name}.C.>", f"$O.{self.name}.M.>"])
+        if server.supports("2.12.0"):
+            config["allow_atomic"] = True
         return config
 
 
@@ -217,6 +219,8 @@ def ensure_stream(jetstream: JetStream, config: BucketConfig, server: ServerInfo
         else:
             return created
     present = existing["config"]
+    if present.get("sealed"):  # it cannot be changed any more, and need not be, to be read
+        return existing
     changes = {field: value for field, value in wanted.items() if present.get(field, _absent(value)) != value}
     if not changes:
         return existing
