@@ -138,6 +138,18 @@ def test_include_history_begins_with_every_revision(any_new_kv: NewKV) -> None:
         assert_quiet(watcher)
 
 
+def test_purge_of_a_key_hides_nothing_that_happened_to_others_before_it_was_read(any_kv: KVBucket) -> None:
+    any_kv.set("a", b"1")
+    with any_kv.watch_all() as watcher:
+        take(watcher, 1)
+        any_kv.set("b", b"2")
+        any_kv.set("c", b"3")
+        any_kv.purge("a")
+        any_kv.set("d", b"5")
+        any_kv.purge("d")
+        assert [entry.key for entry in take(watcher, 4)] == ["b", "c", "a", "d"]
+
+
 def test_updates_only_begins_with_what_is_written_after_the_call(any_kv: KVBucket) -> None:
     fill(any_kv)
     with any_kv.watch_all(updates_only=True) as watcher:
