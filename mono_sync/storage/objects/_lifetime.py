@@ -12,7 +12,7 @@ from mono_sync.storage._bucket import server_time
 TTL: Final = "Nats-TTL"
 _EXPIRES: Final = "Mono-Sync-Expires"
 """When an object expires whose description was written anew: what is left of its time is counted in whole seconds."""
-_DURATION: Final = re.compile(r"([\d.]+)(h|m|s|ms)")
+_DURATION: Final = re.compile(r"([\d.]+)(h|ms|m|s)")
 _SECONDS: Final = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
 
 
