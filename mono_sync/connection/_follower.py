@@ -245,7 +245,7 @@ class Follower:
                 sequence, nanoseconds = consumer.read(message)
                 if sequence > self._position:
                     if not was_listing:
-                        self._check_passed_over(message, sequence)
+                        self._check_passed_over(sequence)
                     self._position = sequence
                     return message, sequence, nanoseconds
         except (ConnectionLostError, ConsumerLostError):
@@ -260,20 +260,16 @@ class Follower:
             self._take_note(consumer)
         return None
 
-    def _check_passed_over(self, message: Message, sequence: int) -> None:
+    def _check_passed_over(self, sequence: int) -> None:
         """Do nothing if there is no message between the last one and this.
 
-        When a message replaces all earlier ones of its subject, old servers pass over whatever else a consumer has not
-        delivered yet.
+        When messages of one subject are purged, or replaced by a newer one, old servers pass over what the consumer has
+        not delivered yet of other subjects.
 
         Raises:
             ConsumerLostError: there is one, or nobody tells: go on behind the last one.
         """
-        if (
-            sequence == self._position + 1
-            or not message.has_header(b"Nats-Rollup")
-            or self._connection.server_info.supports(_PASSES_OVER_NOTHING)
-        ):
+        if sequence == self._position + 1 or self._connection.server_info.supports(_PASSES_OVER_NOTHING):
             return
         jetstream, deadline = JetStream(self._connection), Deadline(_LOOK_TIME)
         try:

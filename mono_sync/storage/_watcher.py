@@ -35,8 +35,8 @@ class Watcher(Generic[V_co]):
     it could be read is not held any more: after a long absence a key's newest revision comes, and of those before it as
     many as the ``history`` of the bucket keeps. An initial state that was broken off begins again with the newest
     entries of that later moment. A bucket that was deleted and made anew, or that lost data, counts its revisions from
-    the beginning, and so does the watcher. The exception is a fault of nats-server before 2.9.12: when somebody purges
-    a key, it skips what watchers of several keys have not fetched by then.
+    the beginning, and so does the watcher. What nats-server before 2.9.12 skips by mistake, when somebody removes a key
+    with its history, comes at the latest with the next change.
 
     That of a `TypedBucket` reads values of its type, and None where there is none. A value that cannot be decoded
     raises `CodecError` in its turn, with key and revision, and counts as delivered: it is behind the `position`, and

@@ -150,6 +150,17 @@ def test_purge_of_a_key_hides_nothing_that_happened_to_others_before_it_was_read
         assert [entry.key for entry in take(watcher, 4)] == ["b", "c", "a", "d"]
 
 
+def test_removal_of_marks_hides_nothing_that_was_not_read_by_then(any_kv: KVBucket) -> None:
+    any_kv.set("a", b"1")
+    with any_kv.watch_all() as watcher:
+        take(watcher, 1)
+        any_kv.set("b", b"2")
+        any_kv.delete("a")
+        assert any_kv.purge_deletes(0) == 1
+        any_kv.set("c", b"4")
+        assert [entry.key for entry in take(watcher, 2)] == ["b", "c"]
+
+
 def test_updates_only_begins_with_what_is_written_after_the_call(any_kv: KVBucket) -> None:
     fill(any_kv)
     with any_kv.watch_all(updates_only=True) as watcher:
