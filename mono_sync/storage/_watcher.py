@@ -134,7 +134,7 @@ class Watcher(Generic[V_co]):
                 self._explain(error, deadline, "watching", self._pattern)
             raise
         if self._whole_history:
-            return entries
+            return list(filter(self._is_wanted, entries))
         newest = {entry.key: entry for entry in entries}
         if len(newest) < len(entries):
             entries = sorted(newest.values(), key=lambda entry: entry.revision)
@@ -204,10 +204,13 @@ class Watcher(Generic[V_co]):
         try:
             while True:
                 entry = follower.next(deadline, self._entry)
-                if entry is not None:
+                if entry is not None and self._is_wanted(entry):
                     return entry
         except MonoError as error:
             self._explain(error, deadline, "watching", self._pattern)
+
+    def _is_wanted(self, entry: Entry[Any]) -> bool:
+        return not (self._ignore_deletes and entry.removed)
 
     def _few(self, few: list[Followed]) -> list[Entry[V_co]]:
         """Read messages for a snapshot; what one has raised is left out by the next, else none would ever succeed."""
@@ -225,7 +228,7 @@ class Watcher(Generic[V_co]):
         return entries
 
     def _entry(self, found: Followed | None) -> Entry[V_co] | None:
-        """Read a message; None where there is none, it concerns no key, or a deletion that is to be ignored."""
+        """Read a message; None where there is none, or it means nothing."""
         if found is None:
             return None
         message, sequence, nanoseconds = found
@@ -237,7 +240,5 @@ class Watcher(Generic[V_co]):
             return self._read(Entry(self._bucket, key, message.data, sequence, created))
         headers = message.headers
         operation = operation_of(headers)
-        if operation is not Operation.PUT and self._ignore_deletes:
-            return None
         expired = headers.get("Nats-Marker-Reason") == "MaxAge"
         return self._read(Entry(self._bucket, key, message.data, sequence, created, operation, expired))

@@ -183,6 +183,26 @@ def test_ignore_deletes_leaves_out_deletions_and_passes_them(any_kv: KVBucket) -
         assert watcher.position == 9
 
 
+def test_snapshot_that_ignores_deletes_holds_no_key_that_was_deleted_meanwhile(
+    any_kv: KVBucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_at_once(any_kv, (f"k{number}" for number in range(1500)))  # more than one pull
+    with any_kv.watch_all(ignore_deletes=True) as watcher:
+        next_few, deleted = watcher._follower.next_few, list[str]()
+
+        def deleted_behind_the_first(deadline: Deadline, read: Any) -> Any:
+            few = next_few(deadline, read)
+            if not deleted:
+                deleted.append("k0")
+                any_kv.delete("k0")
+            return few
+
+        monkeypatch.setattr(watcher._follower, "next_few", deleted_behind_the_first)
+        keys = {entry.key for entry in watcher.snapshot()}
+        assert watcher.position == 1501
+        assert keys == {f"k{number}" for number in range(1, 1500)}
+
+
 def test_meta_only_leaves_the_values_away(any_kv: KVBucket) -> None:
     fill(any_kv)
     with any_kv.watch_all(meta_only=True) as watcher:

@@ -122,9 +122,7 @@ class Catalog(Bucket[FSBucketConfig]):
 
         def read(entry: Entry) -> Entry[ObjectInfo | None] | None:
             change = self._change(entry)
-            if change is None or not change.key.startswith(wanted) or (ignore_deletes and change.removed):
-                return None
-            return change
+            return change if change is not None and change.key.startswith(wanted) else None
 
         follower = self._follow(
             f"{self._descriptions}>",
@@ -141,7 +139,7 @@ class Catalog(Bucket[FSBucketConfig]):
             read,
             default_timeout=self._connection.config.call_timeout,
             explain=self._explain,
-            ignore_deletes=False,
+            ignore_deletes=ignore_deletes,
             whole_history=resume_from is not None,
         )
 
