@@ -138,6 +138,13 @@ def test_update_keeps_what_other_clients_have_put_into_the_description(any_objec
     assert (found["options"], found["new"], found["description"]) == (options, {"a": 1}, "d")
 
 
+def test_update_names_what_another_client_has_stored_under_another_name(any_objects: ObjectBucket) -> None:
+    descriptions.store(any_objects, "k", {"name": "wrong", "nuid": "n"})
+    assert any_objects.update_meta("k", description="d").name == "k"
+    assert any_objects.exists("k")
+    assert not any_objects.exists("wrong")
+
+
 def test_update_keeps_the_time_that_a_go_client_left_to_the_message(any_objects: ObjectBucket) -> None:
     descriptions.store(any_objects, "k", {"name": "k", "nuid": "n", "mtime": "0001-01-01T00:00:00Z"})
     before = any_objects.stat("k").modified

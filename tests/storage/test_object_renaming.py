@@ -156,6 +156,21 @@ def test_new_name_that_was_written_between_the_steps_keeps_what_was_written(
     assert stepwise.get("b") == NEW
 
 
+def test_new_name_is_taken_back_where_time_is_up_between_the_steps(
+    stepwise: ObjectBucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    info = stepwise.put("a", OLD)
+
+    def time_is_up() -> None:
+        raise OperationTimeoutError("describing an object", 1, sent=False)
+
+    _before(stepwise, monkeypatch, "_store", time_is_up, call=2)
+    with pytest.raises(OperationTimeoutError, match="describing object 'a'"):
+        stepwise.update_meta("a", name="b")
+    assert stepwise.list() == [info]
+    assert stepwise.get("a") == OLD
+
+
 def test_name_that_cannot_be_taken_back_is_told_of(
     stepwise: ObjectBucket, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

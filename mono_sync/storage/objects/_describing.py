@@ -18,12 +18,12 @@ from mono_sync.connection import (
     is_conflict,
 )
 from mono_sync.errors import (
+    ConnectionClosedError,
     JetStreamAPIError,
-    MessageError,
     MonoError,
-    NoRespondersError,
     ObjectExistsError,
     ObjectNotFoundError,
+    OutcomeUnknownError,
     RevisionMismatchError,
 )
 from mono_sync.storage._bucket import Bucket, check_revision
@@ -78,8 +78,8 @@ class Describing(Writing):
 
         A new name takes effect together with the end of the old one where the server is 2.12 or newer and the bucket
         was opened with an `FSBucketConfig`. Elsewhere the object is there under both names for a moment, and stays so
-        if the program is killed just then, or if the error says that the outcome is unknown; both have one content,
-        which is deleted with either of them.
+        if the program is killed or interrupted just then, the connection is closed, or the error says that the outcome
+        is unknown; both have one content, which is deleted with either of them.
 
         Args:
             key: its name.
@@ -101,6 +101,7 @@ class Describing(Writing):
         if name is not None and name != key:
             self._meta_subject(name)
             fields["name"] = name
+        changes = {"name": key, **fields}  # other clients may have stored it under another name than it says
         if if_match is not None:
             check_revision(if_match)
         deadline = self._deadline(timeout)
@@ -112,7 +113,7 @@ class Describing(Writing):
                     raise ObjectNotFoundError(self._name, key)
                 if if_match not in (None, message.sequence):
                     raise RevisionMismatchError(self._name, key, if_match or 0, message.sequence)
-                described = changed(meta, message, fields)
+                described = changed(meta, message, changes)
                 if not fields:
                     return to_info(self._name, described, message.sequence)
                 revision = self._describe_anew(key, message, described, deadline)
@@ -154,8 +155,9 @@ class Describing(Writing):
         try:
             if self._store(old, deadline) is not None:
                 return revision
-        except (JetStreamAPIError, MessageError, NoRespondersError) as error:
-            self._take_back(name, revision, clean_up_deadline(error, deadline))
+        except MonoError as error:
+            if not isinstance(error, (OutcomeUnknownError, ConnectionClosedError)):
+                self._take_back(name, revision, clean_up_deadline(error, deadline))
             raise
         self._take_back(name, revision, clean_up_deadline(None, deadline))
         return None
