@@ -337,3 +337,25 @@ def test_copy_that_runs_out_of_time_leaves_no_chunks(any_objects: ObjectBucket) 
         any_objects.copy("a", "b", timeout=0.02)
     assert _names(any_objects) == ["a"]
     assert len(chunk_subjects(any_objects)) == 1
+
+
+# --- names
+
+
+@pytest.mark.parametrize(
+    "name", ["a/b/c.txt", "with space", "ünïcödé ☃", "*", ">", "$O.x", "new\nline", " ", "..", "\0", "n" * 2600]
+)
+def test_any_text_is_a_name_for_every_call(any_objects: ObjectBucket, name: str) -> None:
+    any_objects.put("a", OLD)
+    with any_objects.watch(name, updates_only=True) as watcher:
+        any_objects.update_meta("a", name=name)
+        assert watcher.next().key == name
+        any_objects.copy(name, "b")
+        any_objects.link("l", name)
+        assert any_objects.stat("l").link == f"{any_objects.name}/{name}"
+        assert _names(any_objects) == sorted([name, "b", "l"])
+        any_objects.update_meta(name, name="a")
+        assert watcher.next().removed
+        any_objects.link(name, "a")
+        assert watcher.next().key == name
+    assert any_objects.status().objects == 4
