@@ -38,6 +38,7 @@ The tree; behind each name the builtin that it also is, so that ``except Timeout
     │   ├── BucketNotFoundError             LookupError
     │   ├── BucketConfigError               ValueError          the server refuses the bucket's configuration
     │   ├── BucketFullError                 OSError             a limit of the bucket is reached
+    │   ├── BucketSealedError               PermissionError     a sealed bucket cannot be changed
     │   ├── InvalidKeyError                 ValueError          not a legal key or object name
     │   ├── ValueTooLargeError              ValueError          larger than bucket or server allow
     │   ├── CodecError                      ValueError          a value that its codec cannot encode or decode
@@ -46,6 +47,7 @@ The tree; behind each name the builtin that it also is, so that ``except Timeout
     │   │   └── ObjectNotFoundError         FileNotFoundError
     │   ├── ConflictError                                       somebody else changed the key first
     │   │   ├── KeyExistsError              FileExistsError
+    │   │   │   └── ObjectExistsError
     │   │   └── RevisionMismatchError
     │   ├── LockError                                           a lock
     │   │   ├── LockNotAcquiredError        TimeoutError        somebody else held it until the deadline
@@ -84,6 +86,7 @@ __all__ = [
     "BucketConfigError",
     "BucketFullError",
     "BucketNotFoundError",
+    "BucketSealedError",
     "CircularDependencyError",
     "ClosedError",
     "CodecError",
@@ -121,6 +124,7 @@ __all__ = [
     "NatsConnectionError",
     "NoRespondersError",
     "ObjectChangedError",
+    "ObjectExistsError",
     "ObjectNotFoundError",
     "OperationTimeoutError",
     "OutcomeUnknownError",
@@ -508,6 +512,18 @@ class BucketFullError(StorageError, OSError):
         super().__init__(f"bucket {bucket!r} is full: {reason}")
 
 
+class BucketSealedError(StorageError, PermissionError):
+    """The bucket is sealed: nothing in it can be written, changed or removed any more.
+
+    Attributes:
+        bucket: the bucket.
+    """
+
+    def __init__(self, bucket: str) -> None:
+        self.bucket = bucket
+        super().__init__(f"bucket {bucket!r} is sealed: it can only be read, or deleted as a whole")
+
+
 class InvalidKeyError(StorageError, ValueError):
     """Not a legal key, pattern or object name. Nothing was sent.
 
@@ -624,9 +640,17 @@ class ConflictError(StorageError):
 class KeyExistsError(ConflictError, FileExistsError):
     """``create`` found a live key."""
 
+    _what = "key"
+
     def __init__(self, bucket: str, key: str, actual: int | None = None) -> None:
         at = "" if actual is None else f" at revision {actual}"
-        super().__init__(f"key {key!r} already exists{at} in bucket {bucket!r}", bucket, key, 0, actual)
+        super().__init__(f"{self._what} {key!r} already exists{at} in bucket {bucket!r}", bucket, key, 0, actual)
+
+
+class ObjectExistsError(KeyExistsError):
+    """There is an object of this name, and the call must not replace it."""
+
+    _what = "object"
 
 
 class RevisionMismatchError(ConflictError):

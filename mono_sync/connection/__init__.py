@@ -4,7 +4,7 @@ from mono_sync.connection._answers import Json, PubAck, StoredMessage, parse_tim
 from mono_sync.connection._atomic import AtomicBatches, BatchRefusedError, Conditional
 from mono_sync.connection._connection import CoreConnection
 from mono_sync.connection._exactly_once import ExactlyOnce, actual_revision, is_conflict
-from mono_sync.connection._follower import Followed, Follower
+from mono_sync.connection._follower import Followed, Follower, Start
 from mono_sync.connection._inbox import Inbox
 from mono_sync.connection._jetstream import JetStream
 from mono_sync.connection._pipeline import Batch
@@ -26,6 +26,7 @@ __all__ = [
     "Json",
     "Listed",
     "PubAck",
+    "Start",
     "StateListener",
     "StoredMessage",
     "StreamReader",

@@ -13,7 +13,7 @@ from mono_sync._durations import Deadline
 from mono_sync.adapter import Message
 from mono_sync.connection._answers import Json
 from mono_sync.connection._connection import CoreConnection
-from mono_sync.connection._jetstream import follower_config
+from mono_sync.connection._jetstream import JetStream, follower_config
 from mono_sync.connection._pulling import ConsumerLostError, PullConsumer
 from mono_sync.connection._state import ConnectionState
 from mono_sync.errors import (
@@ -39,6 +39,8 @@ Mark: TypeAlias = tuple[int, bool, bool]
 
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.02, 0.5
 _LONGEST_SLEEP: Final = 0.5
+_LOOK_TIME: Final = 1.0
+_PASSES_OVER_NOTHING: Final = "2.9.12"
 _FEW: Final = 1024
 _NOW: Final = Deadline(0)
 
@@ -245,8 +247,11 @@ class Follower:
         try:
             message = consumer.step(deadline)
             if message is not None:
+                was_listing = consumer.is_listing
                 sequence, nanoseconds = consumer.read(message)
                 if sequence > self._position:
+                    if not was_listing:
+                        self._check_passed_over(sequence)
                     self._position = sequence
                     return message, sequence, nanoseconds
         except (ConnectionLostError, ConsumerLostError):
@@ -260,6 +265,25 @@ class Follower:
         else:
             self._take_note(consumer)
         return None
+
+    def _check_passed_over(self, sequence: int) -> None:
+        """Do nothing if there is no message between the last one and this.
+
+        When messages of one subject are purged, or replaced by a newer one, old servers pass over what the consumer has
+        not delivered yet of other subjects.
+
+        Raises:
+            ConsumerLostError: there is one, or nobody tells: go on behind the last one.
+        """
+        if sequence == self._position + 1 or self._connection.server_info.supports(_PASSES_OVER_NOTHING):
+            return
+        jetstream, deadline = JetStream(self._connection), Deadline(_LOOK_TIME)
+        try:
+            first = jetstream.next_of(self._stream, self._subject, self._position + 1, deadline)
+        except OperationTimeoutError as error:
+            raise ConsumerLostError from error
+        if first is not None and first.sequence < sequence:
+            raise ConsumerLostError
 
     def _take_note(self, consumer: PullConsumer) -> None:
         """See what the consumer has learnt."""

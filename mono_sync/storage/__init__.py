@@ -3,7 +3,7 @@
 from mono_sync.storage._codec import Codec, JSONCodec, TextCodec
 from mono_sync.storage._config import BucketConfig, FSBucketConfig, KVBucketConfig
 from mono_sync.storage._ports import FileStoragePort, KVStoragePort
-from mono_sync.storage._values import BucketStatus, Entry, ObjectInfo, Operation
+from mono_sync.storage._values import BucketStatus, Entry, Folder, ObjectInfo, Operation
 from mono_sync.storage._watcher import Watcher
 from mono_sync.storage.kv import KVBucket, Transaction, TypedBucket
 from mono_sync.storage.objects import ObjectBucket
@@ -15,6 +15,7 @@ __all__ = [
     "Entry",
     "FSBucketConfig",
     "FileStoragePort",
+    "Folder",
     "JSONCodec",
     "KVBucket",
     "KVBucketConfig",

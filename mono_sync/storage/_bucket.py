@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from typing import ClassVar, Generic, NoReturn, Self, TypeVar
 
 from mono_sync._durations import DEFAULT, Deadline, Timeout
-from mono_sync.connection import CoreConnection, ExactlyOnce, JetStream, Json
+from mono_sync.connection import CoreConnection, ExactlyOnce, Follower, JetStream, Json, Start, parse_time
 from mono_sync.errors import (
     ConfigurationError,
     InvalidKeyError,
@@ -28,6 +29,7 @@ _LONGEST_SUBJECT = (
     3840  # what is left of a protocol line of 4096 bytes beside reply subject, sizes and the API's prefix
 )
 _PROBE_TIMEOUT = 1.0
+_LARGEST_REVISION = 2**63 - 1
 
 
 class Bucket(Generic[ConfigT]):
@@ -92,6 +94,34 @@ class Bucket(Generic[ConfigT]):
             info = self._jetstream.stream_info(self._stream, deadline)
         return BucketStatus.from_stream(self._name, info)
 
+    def _remove_all(self, deadline: Deadline) -> None:
+        with self._errors(deadline, "reset"):
+            state = self._jetstream.stream_info(self._stream, deadline)["state"]
+            if state["messages"]:  # named by its end, so that doing it again after a lost answer does no more
+                self._jetstream.purge_before(self._stream, state["last_seq"] + 1, deadline)
+
+    def _follow(
+        self,
+        subject: str,
+        pattern: str,
+        deadline: Deadline,
+        *,
+        start: Start,
+        after: int | None,
+        headers_only: bool = False,
+    ) -> Follower:
+        """Return what follows the messages of a subject; ``pattern`` is what its owner calls it."""
+        follower = Follower(
+            self._connection, self._stream, subject, start=start, after=after, headers_only=headers_only
+        )
+        try:
+            with self._errors(deadline, "watching", pattern):
+                follower.open(deadline)
+        except BaseException:
+            follower.stop()
+            raise
+        return follower
+
     def _deadline(self, timeout: Timeout) -> Deadline:
         return Deadline.of(timeout, self._connection.config.call_timeout)
 
@@ -132,3 +162,27 @@ def check_subject_length(subject: str, key: str, kind: str = "key") -> str:
     if len(subject) > _LONGEST_SUBJECT:
         raise InvalidKeyError(key, f"it is too long by {len(subject) - _LONGEST_SUBJECT} bytes", kind=kind)
     return subject
+
+
+def check_revision(revision: int, hint: str = "") -> int:
+    """Return a revision if it can be one.
+
+    Raises:
+        TypeError: it is no int.
+        ValueError: it is less than 1, or more than the server can count.
+    """
+    if not isinstance(revision, int) or isinstance(revision, bool):
+        raise TypeError(f"a revision must be an int, not {type(revision).__name__}")
+    if revision < 1:
+        raise ValueError(f"a revision is 1 or more, not {revision}{hint}")
+    if revision > _LARGEST_REVISION:  # the server would take it modulo 2**64, and so for another one
+        raise ValueError(f"a revision is at most {_LARGEST_REVISION}, not {revision}")
+    return revision
+
+
+def server_time(info: Json) -> datetime:
+    """Return the time of a stream's description by the server's clock, which dates what it stores.
+
+    Old servers do not tell it: then it is the time here.
+    """
+    return parse_time(info["ts"]) if "ts" in info else datetime.now(UTC)

@@ -194,6 +194,8 @@ class FSBucketConfig(BucketConfig):
         """Return the stream's configuration for a server (NATS ADR-20)."""
         config = BucketConfig.stream_config(self, server)
         config.update(subjects=[f"$O.{self.name}.C.>", f"$O.{self.name}.M.>"])
+        if server.supports("2.12.0"):
+            config["allow_atomic"] = True
         return config
 
 
@@ -226,6 +228,8 @@ def ensure_stream(jetstream: JetStream, config: BucketConfig, server: ServerInfo
         else:
             return created
     present = existing["config"]
+    if present.get("sealed"):  # it cannot be changed any more, and need not be, to be read
+        return existing
     if present.get("max_consumers", 0) > 0:  # somebody has thought about it
         wanted.pop("max_consumers", None)
     changes = {field: value for field, value in wanted.items() if present.get(field, _absent(value)) != value}

@@ -9,6 +9,7 @@ from mono_sync.errors import (
     BucketConfigError,
     BucketFullError,
     BucketNotFoundError,
+    BucketSealedError,
     InvalidKeyError,
     InvalidSubjectError,
     JetStreamAPIError,
@@ -19,6 +20,7 @@ from mono_sync.storage._config import STREAM_NOT_FOUND
 
 _TOO_LARGE = 10054
 _FULL = frozenset({10023, 10047, 10077})  # resources and storage of the server, limit of the stream
+_SEALED = 10109
 _TTL_DISABLED = 10166
 _ATOMIC_DISABLED = 10174
 
@@ -30,6 +32,7 @@ def bucket_errors(bucket: str, key: str = "", size: int = 0) -> Iterator[None]:
     Raises:
         BucketNotFoundError: its stream is gone.
         BucketFullError: a limit is reached.
+        BucketSealedError: it is sealed.
         ValueTooLargeError: more than bucket or server take.
         InvalidKeyError: the key does not fit one line of the protocol, which a long ``inbox_prefix`` shortens.
         BucketConfigError: the bucket does not allow a TTL per key, or transactions.
@@ -48,6 +51,8 @@ def bucket_errors(bucket: str, key: str = "", size: int = 0) -> Iterator[None]:
             raise ValueTooLargeError(bucket, key, size, error.description) from error
         if error.err_code in _FULL:
             raise BucketFullError(bucket, error.description) from error
+        if error.err_code == _SEALED:
+            raise BucketSealedError(bucket) from error
         if error.err_code == _TTL_DISABLED:
             reason = "it allows no TTL per key; open it with a KVBucketConfig, which switches that on"
             raise BucketConfigError(bucket, reason) from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from base64 import urlsafe_b64encode
+from base64 import urlsafe_b64decode, urlsafe_b64encode
 
 from mono_sync.errors import ConfigurationError, InvalidKeyError
 
@@ -85,6 +85,14 @@ def check_object_name(name: str) -> str:
 def encode_object_name(name: str) -> str:
     """Return the token that stands for the name in a subject (NATS ADR-20)."""
     return urlsafe_b64encode(name.encode()).decode()
+
+
+def decode_object_name(token: str) -> str | None:
+    """Return the name for which a token stands; None: for none."""
+    try:
+        return urlsafe_b64decode(token).decode()
+    except ValueError:
+        return None
 
 
 def _check_text(text: str, kind: str) -> None:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Protocol, overload, runtime_checkable
+from typing import Protocol, TypeAlias, overload, runtime_checkable
 
 from typing_extensions import TypeVar
 
 from mono_sync._durations import DEFAULT, Duration, Timeout
 from mono_sync.adapter import Payload
-from mono_sync.storage._values import BucketStatus, Entry, ObjectInfo
+from mono_sync.storage._values import BucketStatus, Entry, Folder, ObjectInfo
 from mono_sync.storage._watcher import Watcher
 
+_Infos: TypeAlias = list[ObjectInfo]  # where list is a method
 T = TypeVar("T")
 V = TypeVar("V", default=bytes)
 
@@ -134,9 +135,26 @@ class FileStoragePort(Protocol):
         *,
         description: str = "",
         headers: Mapping[str, str | Sequence[str]] | None = None,
+        metadata: Mapping[str, str] | None = None,
         timeout: Timeout = DEFAULT,
     ) -> ObjectInfo:
         """Store an object and return what the bucket knows of it."""
+
+    def update_meta(
+        self,
+        key: str,
+        *,
+        name: str | None = None,
+        description: str | None = None,
+        headers: Mapping[str, str | Sequence[str]] | None = None,
+        metadata: Mapping[str, str] | None = None,
+        if_match: int | None = None,
+        timeout: Timeout = DEFAULT,
+    ) -> ObjectInfo:
+        """Change the name of an object, or what is said of it."""
+
+    def copy(self, src: str, dst: str, *, timeout: Timeout = DEFAULT) -> ObjectInfo:
+        """Store an object under another name too."""
 
     def delete(self, key: str, *, timeout: Timeout = DEFAULT) -> None:
         """Delete an object."""
@@ -147,8 +165,24 @@ class FileStoragePort(Protocol):
     def exists(self, key: str, *, timeout: Timeout = DEFAULT) -> bool:
         """Return whether there is such an object."""
 
-    def list(self, prefix: str | None = None, *, timeout: Timeout = DEFAULT) -> list[ObjectInfo]:
-        """Return the objects whose names begin with a prefix."""
+    @overload
+    def list(self, prefix: str | None = None, *, delimiter: None = None, timeout: Timeout = DEFAULT) -> _Infos: ...
+    @overload
+    def list(self, prefix: str | None = None, *, delimiter: str, timeout: Timeout = DEFAULT) -> Folder: ...
+
+    def watch(
+        self,
+        prefix: str | None = None,
+        *,
+        updates_only: bool = False,
+        ignore_deletes: bool = False,
+        resume_from: int | None = None,
+        timeout: Timeout = DEFAULT,
+    ) -> Watcher[ObjectInfo | None]:
+        """Return a watcher of the objects whose names begin with a prefix."""
 
     def status(self, *, timeout: Timeout = DEFAULT) -> BucketStatus:
-        """Return size and limits."""
+        """Return size and limits, and count the objects."""
+
+    def reset(self, *, timeout: Timeout = DEFAULT) -> None:
+        """Remove every object."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import Enum
 from typing import Generic
@@ -74,7 +74,9 @@ class BucketStatus:
         compression: whether the server compresses.
         description: for people.
         keys: live keys of a key-value bucket; None for an object bucket.
-        tombstones: its keys that are deleted, purged or expired, and of which the bucket still holds the mark.
+        tombstones: keys or objects that are deleted, purged or expired, and of which the bucket still holds the mark.
+        objects: objects and links of an object bucket; None for a key-value bucket.
+        sealed: whether nothing in the bucket can be changed any more.
     """
 
     bucket: str
@@ -90,6 +92,8 @@ class BucketStatus:
     description: str
     keys: int | None = None
     tombstones: int | None = None
+    objects: int | None = None
+    sealed: bool = False
 
     @classmethod
     def from_stream(cls, bucket: str, info: Json) -> BucketStatus:
@@ -107,6 +111,7 @@ class BucketStatus:
             replicas=config["num_replicas"],
             compression=config.get("compression", "none") != "none",
             description=config.get("description", ""),
+            sealed=bool(config.get("sealed")),
         )
 
 
@@ -123,13 +128,14 @@ class ObjectInfo:
         name: the object's key.
         size: bytes.
         digest: ``SHA-256=`` and the hash in base64 for URLs.
-        modified: when it was stored.
+        modified: when its content was stored.
         chunks: number of messages that hold it.
         nuid: identity of this version's chunks.
         description: for people.
         headers: by name, a tuple of values each, also where there is one.
-        revision: number of this version in the bucket; a later version has a larger one.
-        link: ``bucket`` or ``bucket/object`` that this one stands for, as other NATS clients can make them; else None.
+        revision: number of this version in the bucket; a later one, also of its description only, has a larger number.
+        link: ``bucket`` or ``bucket/object`` that this one stands for; None: it is no link.
+        metadata: custom values by name.
     """
 
     bucket: str
@@ -143,3 +149,38 @@ class ObjectInfo:
     headers: Mapping[str, Sequence[str]]
     revision: int
     link: str | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def content_type(self) -> str | None:
+        """The value of its header ``Content-Type``, in whatever case that is written; None: it has none."""
+        found = (values for name, values in self.headers.items() if name.lower() == "content-type")
+        return next((values[0] for values in found if values), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Folder:
+    """What an object bucket has right under a prefix, as a directory has files and directories.
+
+    Attributes:
+        prefix: the prefix that was listed.
+        objects: the objects whose names go on without the delimiter, sorted by name.
+        folders: the prefixes of all others up to their next delimiter, which they end with; each once, sorted. Listing
+            one of them goes a level deeper.
+    """
+
+    prefix: str
+    objects: Sequence[ObjectInfo]
+    folders: Sequence[str]
+
+    @classmethod
+    def of(cls, prefix: str, delimiter: str, infos: Iterable[ObjectInfo]) -> Folder:
+        """Divide objects whose names begin with the prefix, and which are sorted."""
+        objects, folders = list[ObjectInfo](), dict[str, None]()
+        for info in infos:
+            head, found, _ = info.name[len(prefix) :].partition(delimiter)
+            if found:
+                folders[prefix + head + delimiter] = None
+            else:
+                objects.append(info)
+        return cls(prefix, tuple(objects), tuple(folders))

@@ -10,34 +10,37 @@ from typing import Any, Final, Generic, NoReturn, Self, TypeAlias
 
 from mono_sync._durations import DEFAULT, Deadline, Timeout
 from mono_sync.connection import Followed, Follower
-from mono_sync.errors import ClosedError, CodecError, MonoError, OperationTimeoutError
-from mono_sync.storage._codec import View
+from mono_sync.errors import ClosedError, MonoError, OperationTimeoutError, StorageError
 from mono_sync.storage._marks import is_marked, operation_of
 from mono_sync.storage._names import is_key
 from mono_sync.storage._values import Entry, Operation, V_co
 
 Explain: TypeAlias = Callable[[MonoError, Deadline, str, str], NoReturn]
+ReadEntry: TypeAlias = Callable[[Entry], Entry[V_co] | None]
+"""What an entry of bytes means; None: nothing to whoever watches. Raises `StorageError` where it cannot be read."""
 
 _FOR_EVER: Final = Deadline(None)
 
 
 class Watcher(Generic[V_co]):
-    """What happens to the keys of a bucket: an iterator of `Entry`, and a context manager. Thread-safe.
+    """What happens to the keys or objects of a bucket: an iterator of `Entry`, and a context manager. Thread-safe.
 
     ``for entry in watcher`` waits for the next entry, for ever; `next` until a deadline. First come the entries that
-    the bucket holds, the newest of each key, then every change. Get one from `KVBucket.watch` or `KVBucket.watch_all`.
+    the bucket holds, the newest of each key, then every change. Get one from `KVBucket.watch`, `KVBucket.watch_all` or
+    `ObjectBucket.watch`, whose entries hold an `ObjectInfo` instead of bytes.
 
     Entries come in the order of their revisions, each once, and nothing that the bucket still holds is skipped: across
     lost connections, restarts of the server, and however slowly they are read. What was overwritten or removed before
     it could be read is not held any more: after a long absence a key's newest revision comes, and of those before it as
     many as the ``history`` of the bucket keeps. An initial state that was broken off begins again with the newest
     entries of that later moment. A bucket that was deleted and made anew, or that lost data, counts its revisions from
-    the beginning, and so does the watcher. The exception is a fault of nats-server before 2.9.12: when somebody purges
-    a key, it skips what watchers of several keys have not fetched by then.
+    the beginning, and so does the watcher. What nats-server before 2.9.12 skips by mistake, when somebody removes a key
+    with its history, comes at the latest with the next change.
 
     That of a `TypedBucket` reads values of its type, and None where there is none. A value that cannot be decoded
     raises `CodecError` in its turn, with key and revision, and counts as delivered: it is behind the `position`, and
-    reading goes on after it. `snapshot` begins again, and leaves out what an earlier one has raised.
+    reading goes on after it. `snapshot` begins again, and leaves out what an earlier one has raised. So it is with the
+    `StorageError` about something in an object bucket that does not describe an object.
 
     There is no thread behind it: nothing is fetched unless somebody reads, so one that is not read costs next to
     nothing, and a slow reader never has more than 4 MiB in memory, or one value that is larger. Any number of threads
@@ -62,7 +65,7 @@ class Watcher(Generic[V_co]):
         prefix: str,
         pattern: str,
         follower: Follower,
-        view: View[V_co],
+        read: ReadEntry[V_co],
         *,
         default_timeout: float | None,
         explain: Explain,
@@ -73,12 +76,12 @@ class Watcher(Generic[V_co]):
         self._prefix = len(prefix)
         self._pattern = pattern
         self._follower = follower
-        self._view = view
+        self._read = read
         self._default_timeout = default_timeout
         self._explain = explain
         self._ignore_deletes = ignore_deletes
         self._whole_history = whole_history
-        self._told: set[tuple[int, int]] = set()  # revisions and times of what snapshots have raised a CodecError for
+        self._told: set[tuple[int, int]] = set()  # revisions and times of what snapshots have raised
 
     # --- reading
 
@@ -134,7 +137,7 @@ class Watcher(Generic[V_co]):
                 self._explain(error, deadline, "watching", self._pattern)
             raise
         if self._whole_history:
-            return entries
+            return list(filter(self._is_wanted, entries))
         newest = {entry.key: entry for entry in entries}
         if len(newest) < len(entries):
             entries = sorted(newest.values(), key=lambda entry: entry.revision)
@@ -204,10 +207,13 @@ class Watcher(Generic[V_co]):
         try:
             while True:
                 entry = follower.next(deadline, self._entry)
-                if entry is not None:
+                if entry is not None and self._is_wanted(entry):
                     return entry
         except MonoError as error:
             self._explain(error, deadline, "watching", self._pattern)
+
+    def _is_wanted(self, entry: Entry[Any]) -> bool:
+        return not (self._ignore_deletes and entry.removed)
 
     def _few(self, few: list[Followed]) -> list[Entry[V_co]]:
         """Read messages for a snapshot; what one has raised is left out by the next, else none would ever succeed."""
@@ -215,7 +221,7 @@ class Watcher(Generic[V_co]):
         for found in few:
             try:
                 entry = self._entry(found)
-            except CodecError:
+            except StorageError:
                 if found[1:] not in self._told:
                     self._told.add(found[1:])
                     raise
@@ -225,7 +231,7 @@ class Watcher(Generic[V_co]):
         return entries
 
     def _entry(self, found: Followed | None) -> Entry[V_co] | None:
-        """Read a message; None where there is none, it concerns no key, or a deletion that is to be ignored."""
+        """Read a message; None where there is none, or it means nothing."""
         if found is None:
             return None
         message, sequence, nanoseconds = found
@@ -234,10 +240,8 @@ class Watcher(Generic[V_co]):
             return None
         created = datetime.fromtimestamp(nanoseconds // 1000 / 1e6, UTC)
         if not is_marked(message):
-            return self._view(Entry(self._bucket, key, message.data, sequence, created))
+            return self._read(Entry(self._bucket, key, message.data, sequence, created))
         headers = message.headers
         operation = operation_of(headers)
-        if operation is not Operation.PUT and self._ignore_deletes:
-            return None
         expired = headers.get("Nats-Marker-Reason") == "MaxAge"
-        return self._view(Entry(self._bucket, key, message.data, sequence, created, operation, expired))
+        return self._read(Entry(self._bucket, key, message.data, sequence, created, operation, expired))

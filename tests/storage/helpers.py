@@ -73,6 +73,10 @@ class RawStream:
         names: list[str] = self.api("CONSUMER.NAMES.{stream}").get("consumers") or []
         return names
 
+    def waiting_pulls(self) -> int:
+        """Return how many pulls its consumers are keeping until there is something."""
+        return sum(int(self.api(f"CONSUMER.INFO.{{stream}}.{name}")["num_waiting"]) for name in self.consumers())
+
     def put(self, subject: str, data: bytes, headers: dict[str, str] | None = None) -> None:
         answer = self.connection.request(subject, data, headers=headers)
         assert "error" not in json.loads(answer.data)

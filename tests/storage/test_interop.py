@@ -3,16 +3,35 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import json
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 import nats
 import pytest
 from nats.js import JetStreamContext, api
-from nats.js.errors import KeyDeletedError, KeyNotFoundError, KeyWrongLastSequenceError
+from nats.js.errors import (
+    BadRequestError,
+    KeyDeletedError,
+    KeyNotFoundError,
+    KeyWrongLastSequenceError,
+    LinkIsABucketError,
+    ObjectNotFoundError,
+)
 
-from mono_sync import Connection, KeyExistsError, KVBucket, KVBucketConfig, ObjectBucket, RevisionMismatchError
-from tests.storage.helpers import RawStream
+from mono_sync import (
+    BucketSealedError,
+    Connection,
+    KeyExistsError,
+    KVBucket,
+    KVBucketConfig,
+    ObjectBucket,
+    Operation,
+    RevisionMismatchError,
+)
+from mono_sync.connection import Json
+from tests.storage.helpers import RawStream, chunk_subjects
 
 T = TypeVar("T")
 RunOther = Callable[[Callable[[JetStreamContext], Awaitable[Any]]], Any]
@@ -144,3 +163,145 @@ def test_we_read_the_objects_of_nats_py(any_connection: Connection, other: RunOt
     objects.delete("a/ü file")
     assert [found.name for found in objects.list()] == ["deleted"]
     RawStream(any_connection, f"OBJ_{name}").delete()
+
+
+def test_nats_py_reads_what_we_say_of_objects_and_we_what_it_makes_of_that(
+    any_objects: ObjectBucket, other: RunOther
+) -> None:
+    any_objects.put("k", b"v", description="d", headers={"A": ["1", "2"]}, metadata={"m": "1"})
+    any_objects.update_meta("k", description="e", headers={"Content-Type": "text/plain"}, metadata={"m": "2"})
+
+    async def describe(js: JetStreamContext) -> None:
+        store = await js.object_store(any_objects.name)
+        info = await store.get_info("k")
+        assert (info.description, info.headers) == ("e", {"Content-Type": ["text/plain"]})
+        await store.update_meta("k", api.ObjectMeta(name="k", description="theirs", headers={"B": ["3"]}))
+        assert (await store.get("k")).data == b"v"
+
+    other(describe)
+    info = any_objects.stat("k")
+    assert (info.description, dict(info.headers)) == ("theirs", {"B": ("3",)})
+    assert any_objects.get("k") == b"v"
+
+
+def test_nats_py_finds_what_we_renamed_under_its_new_name_only(any_objects: ObjectBucket, other: RunOther) -> None:
+    any_objects.put("a/ü", bytes(300_000), metadata={"m": "1"})
+    any_objects.update_meta("a/ü", name="b/ö")
+
+    async def read(js: JetStreamContext) -> None:
+        store = await js.object_store(any_objects.name)
+        assert (await store.get("b/ö")).data == bytes(300_000)
+        with pytest.raises(ObjectNotFoundError):
+            await store.get_info("a/ü")
+        assert [info.name for info in await store.list(ignore_deletes=True)] == ["b/ö"]
+        await store.delete("b/ö")
+
+    other(read)
+    assert any_objects.list() == []
+    assert chunk_subjects(any_objects) == {}
+
+
+def test_nats_py_follows_our_links(any_objects: ObjectBucket, other: RunOther) -> None:
+    any_objects.put("a", b"v")
+    any_objects.link("l", "a")
+    any_objects.link_bucket("b", "elsewhere")
+
+    async def read(js: JetStreamContext) -> None:
+        store = await js.object_store(any_objects.name)
+        assert (await store.get("l")).data == b"v"
+        info = await store.get_info("l")
+        assert info.is_link()
+        assert info.options == api.ObjectMetaOptions(link=api.ObjectLink(any_objects.name, "a"))
+        with pytest.raises(LinkIsABucketError):
+            await store.get("b")
+        await store.delete("l")
+
+    other(read)
+    assert [info.name for info in any_objects.list()] == ["a", "b"]
+
+
+def test_we_know_the_links_of_other_clients(any_objects: ObjectBucket, other: RunOther) -> None:
+    async def write(js: JetStreamContext) -> None:  # nats-py cannot make links, so as the Go client stores them
+        for name, link in (("l", {"bucket": "b", "name": "a/ü"}), ("m", {"bucket": "b"})):
+            meta: Json = {"name": name, "options": {"link": link}, "bucket": any_objects.name, "nuid": f"n{name}"}
+            meta |= {"size": 0, "mtime": "0001-01-01T00:00:00Z", "chunks": 0}
+            token = base64.urlsafe_b64encode(name.encode()).decode()
+            await js.publish(
+                f"$O.{any_objects.name}.M.{token}", json.dumps(meta).encode(), headers={"Nats-Rollup": "sub"}
+            )
+
+    other(write)
+    assert [(info.name, info.link) for info in any_objects.list()] == [("l", "b/a/ü"), ("m", "b")]
+    info = any_objects.update_meta("l", name="n", metadata={"x": "y"})
+    assert (info.link, info.metadata) == ("b/a/ü", {"x": "y"})
+    any_objects.delete("n")
+    assert any_objects.status().objects == 1
+
+
+def test_deletions_of_either_client_are_known_to_the_other(any_objects: ObjectBucket, other: RunOther) -> None:
+    for name in ("ours", "theirs", "stays"):
+        any_objects.put(name, b"v")
+    any_objects.delete("ours")
+
+    async def delete(js: JetStreamContext) -> None:
+        store = await js.object_store(any_objects.name)
+        await store.delete("theirs")
+        assert {info.name: bool(info.deleted) for info in await store.list()} == {
+            "ours": True,
+            "theirs": True,
+            "stays": False,
+        }
+
+    with any_objects.watch(updates_only=True) as watcher:
+        other(delete)
+        change = watcher.next()
+        assert (change.key, change.operation, change.value) == ("theirs", Operation.DELETE, None)
+    assert [info.name for info in any_objects.list()] == ["stays"]
+    assert (any_objects.status().objects, any_objects.status().tombstones) == (1, 2)
+    any_objects.update_meta("stays", name="theirs")
+    assert any_objects.get("theirs") == b"v"
+
+
+def test_watchers_of_either_client_see_the_objects_of_the_other(any_objects: ObjectBucket, other: RunOther) -> None:
+    async def watch(js: JetStreamContext) -> None:
+        store = await js.object_store(any_objects.name)
+        updates: Any = await store.watch()
+        assert await updates.updates() is None
+        info = await store.put("theirs", b"v")
+        assert (await updates.updates()).nuid == info.nuid
+        await asyncio.to_thread(any_objects.put, "ours", b"v", metadata={"m": "1"})
+        assert (await updates.updates()).name == "ours"
+        await asyncio.to_thread(any_objects.update_meta, "ours", name="new")
+        assert {
+            (update.name, bool(update.deleted)) for update in [await updates.updates(), await updates.updates()]
+        } == {
+            ("new", False),
+            ("ours", True),
+        }
+        await updates.stop()
+
+    with any_objects.watch() as watcher:
+        other(watch)
+        changes = [(change.key, change.operation) for change in [watcher.next() for _ in range(3)]]
+        assert changes == [("theirs", Operation.PUT), ("new", Operation.PUT), ("ours", Operation.DELETE)]
+
+
+@pytest.mark.parametrize("ours", [True, False])
+def test_seal_of_either_client_binds_both(any_objects: ObjectBucket, other: RunOther, ours: bool) -> None:
+    any_objects.put("k", b"v")
+
+    async def seal(js: JetStreamContext) -> None:
+        store: Any = await js.object_store(any_objects.name)
+        if not ours:
+            await store.seal()
+        assert (await store.status()).sealed
+        assert (await store.get("k")).data == b"v"
+        with pytest.raises(BadRequestError):
+            await store.update_meta("k", api.ObjectMeta(name="k", description="d"))
+
+    if ours:
+        any_objects.seal()
+    other(seal)
+    with pytest.raises(BucketSealedError):
+        any_objects.put("k", b"w")
+    assert any_objects.get("k") == b"v"

@@ -142,6 +142,29 @@ def test_include_history_begins_with_every_revision(any_new_kv: NewKV) -> None:
         assert_quiet(watcher)
 
 
+def test_purge_of_a_key_hides_nothing_that_happened_to_others_before_it_was_read(any_kv: KVBucket) -> None:
+    any_kv.set("a", b"1")
+    with any_kv.watch_all() as watcher:
+        take(watcher, 1)
+        any_kv.set("b", b"2")
+        any_kv.set("c", b"3")
+        any_kv.purge("a")
+        any_kv.set("d", b"5")
+        any_kv.purge("d")
+        assert [entry.key for entry in take(watcher, 4)] == ["b", "c", "a", "d"]
+
+
+def test_removal_of_marks_hides_nothing_that_was_not_read_by_then(any_kv: KVBucket) -> None:
+    any_kv.set("a", b"1")
+    with any_kv.watch_all() as watcher:
+        take(watcher, 1)
+        any_kv.set("b", b"2")
+        any_kv.delete("a")
+        assert any_kv.purge_deletes(0) == 1
+        any_kv.set("c", b"4")
+        assert [entry.key for entry in take(watcher, 2)] == ["b", "c"]
+
+
 def test_updates_only_begins_with_what_is_written_after_the_call(any_kv: KVBucket) -> None:
     fill(any_kv)
     with any_kv.watch_all(updates_only=True) as watcher:
@@ -162,6 +185,26 @@ def test_ignore_deletes_leaves_out_deletions_and_passes_them(any_kv: KVBucket) -
         any_kv.delete("c")
         assert_quiet(watcher)
         assert watcher.position == 9
+
+
+def test_snapshot_that_ignores_deletes_holds_no_key_that_was_deleted_meanwhile(
+    any_kv: KVBucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_at_once(any_kv, (f"k{number}" for number in range(1500)))  # more than one pull
+    with any_kv.watch_all(ignore_deletes=True) as watcher:
+        next_few, deleted = watcher._follower.next_few, list[str]()
+
+        def deleted_behind_the_first(deadline: Deadline, read: Any) -> Any:
+            few = next_few(deadline, read)
+            if not deleted:
+                deleted.append("k0")
+                any_kv.delete("k0")
+            return few
+
+        monkeypatch.setattr(watcher._follower, "next_few", deleted_behind_the_first)
+        keys = {entry.key for entry in watcher.snapshot()}
+        assert watcher.position == 1501
+        assert keys == {f"k{number}" for number in range(1, 1500)}
 
 
 def test_meta_only_leaves_the_values_away(any_kv: KVBucket) -> None:

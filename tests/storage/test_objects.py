@@ -242,7 +242,7 @@ def test_list_of_an_empty_bucket_is_empty(any_objects: ObjectBucket) -> None:
 
 def test_prefix_that_is_no_str_is_refused(objects: ObjectBucket) -> None:
     with pytest.raises(TypeError, match="a prefix must be a str, not bytes"):
-        objects.list(b"a")  # type: ignore[arg-type]
+        objects.list(b"a")  # type: ignore[call-overload]
 
 
 def test_many_objects_are_all_listed_and_no_consumer_is_left(any_objects: ObjectBucket) -> None:

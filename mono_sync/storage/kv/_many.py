@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
@@ -10,15 +9,7 @@ from typing import Final, NoReturn
 
 from mono_sync._durations import DEFAULT, Deadline, Duration, Timeout, to_seconds
 from mono_sync.adapter import Payload, check_payload
-from mono_sync.connection import (
-    Batch,
-    CoreConnection,
-    Json,
-    Listed,
-    StreamReader,
-    is_conflict,
-    parse_time,
-)
+from mono_sync.connection import Batch, CoreConnection, Json, Listed, StreamReader, is_conflict
 from mono_sync.errors import (
     JetStreamAPIError,
     KeyNotFoundError,
@@ -28,6 +19,7 @@ from mono_sync.errors import (
     OutcomeUnknownError,
     PartialWriteError,
 )
+from mono_sync.storage._bucket import server_time
 from mono_sync.storage._marks import operation_in
 from mono_sync.storage._names import check_pattern, is_key
 from mono_sync.storage._values import BucketStatus, Operation
@@ -187,7 +179,7 @@ class ManyKeys(SingleKeys):
         """
         age, deadline = to_seconds(older_than, "older_than"), self._deadline(timeout)
         with self._errors(deadline, "purging deletions"):
-            now = _server_time(self._jetstream.stream_info(self._stream, deadline))
+            now = server_time(self._jetstream.stream_info(self._stream, deadline)).timestamp()
             places = [
                 (found.subject, found.sequence)
                 for found in self._list(">", deadline, "purging deletions")
@@ -200,11 +192,7 @@ class ManyKeys(SingleKeys):
 
         Nothing is left of them, so watchers are not told. Revisions go on counting.
         """
-        deadline = self._deadline(timeout)
-        with self._errors(deadline, "reset"):
-            state = self._jetstream.stream_info(self._stream, deadline)["state"]
-            if state["messages"]:  # named by its end, so that doing it again after a lost answer does no more
-                self._jetstream.purge_before(self._stream, state["last_seq"] + 1, deadline)
+        self._remove_all(self._deadline(timeout))
 
     # --- as a dict
 
@@ -261,8 +249,3 @@ def check_keys(keys: Iterable[str]) -> Iterable[str]:
     if isinstance(keys, str):
         raise TypeError(f"keys must be several, not one str: write [{keys!r}]")
     return keys
-
-
-def _server_time(info: Json) -> float:
-    """Return the seconds since 1970 by the server's clock, which dates what it stores; old servers do not tell it."""
-    return parse_time(info["ts"]).timestamp() if "ts" in info else time.time()

@@ -16,7 +16,7 @@ from mono_sync.connection import (
     read_direct,
 )
 from mono_sync.errors import JetStreamAPIError, KeyExistsError, KeyNotFoundError, MonoError, RevisionMismatchError
-from mono_sync.storage._bucket import Bucket, check_subject_length
+from mono_sync.storage._bucket import Bucket, check_revision, check_subject_length
 from mono_sync.storage._config import MAX_SECONDS, BucketConfig, KVBucketConfig
 from mono_sync.storage._marks import is_marked, operation_of
 from mono_sync.storage._names import check_key
@@ -26,8 +26,8 @@ T = TypeVar("T")
 
 DELETION: Final = {"KV-Operation": "DEL"}
 PURGE: Final = {"KV-Operation": "PURGE", "Nats-Rollup": "sub"}
-_LARGEST_REVISION = 2**63 - 1
 _LONGEST_TTL: Final = MAX_SECONDS - 2**32  # the server adds it to the seconds since 1970, and would overflow unnoticed
+_NEW: Final = "; to write a new key use create()"
 
 
 class SingleKeys(Bucket[KVBucketConfig]):
@@ -162,7 +162,7 @@ class SingleKeys(Bucket[KVBucketConfig]):
             RevisionMismatchError: it is at another revision, or missing; nothing was written.
             ValueError: ``revision`` is less than 1; to write a new key use `create`.
         """
-        return self._write_expecting(key, value, self._ttl_headers(ttl), check_revision(revision), timeout)
+        return self._write_expecting(key, value, self._ttl_headers(ttl), check_revision(revision, _NEW), timeout)
 
     def touch(self, key: str, ttl: Duration | None, *, timeout: Timeout = DEFAULT) -> int:
         """Let a key expire ``ttl`` from now, or never, without changing its value; return its new revision.
@@ -276,19 +276,3 @@ class SingleKeys(Bucket[KVBucketConfig]):
             operation=operation_of(message.headers),
             expired=message.headers.get("Nats-Marker-Reason") == "MaxAge",
         )
-
-
-def check_revision(revision: int) -> int:
-    """Return a revision if it can be one.
-
-    Raises:
-        TypeError: it is no int.
-        ValueError: it is less than 1, or more than the server can count.
-    """
-    if not isinstance(revision, int) or isinstance(revision, bool):
-        raise TypeError(f"a revision must be an int, not {type(revision).__name__}")
-    if revision < 1:
-        raise ValueError(f"a revision is 1 or more, not {revision}; to write a new key use create()")
-    if revision > _LARGEST_REVISION:  # the server would take it modulo 2**64, and so for another one
-        raise ValueError(f"a revision is at most {_LARGEST_REVISION}, not {revision}")
-    return revision

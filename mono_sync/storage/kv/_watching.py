@@ -5,14 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mono_sync._durations import DEFAULT, Duration, Timeout
-from mono_sync.connection import Follower
 from mono_sync.recipes import Lock
+from mono_sync.storage._bucket import check_revision
 from mono_sync.storage._codec import View, as_it_is
 from mono_sync.storage._names import check_key, check_pattern
 from mono_sync.storage._values import V_co
 from mono_sync.storage._watcher import Watcher
 from mono_sync.storage.kv._modify import Modifications
-from mono_sync.storage.kv._single import check_revision
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,21 +70,14 @@ class Watches(Modifications):
         return self._watch(pattern, as_it_is, options, timeout)
 
     def _watch(self, pattern: str, view: View[V_co], options: WatchOptions, timeout: Timeout) -> Watcher[V_co]:
-        subject, deadline = self._prefix + check_pattern(pattern), self._deadline(timeout)
-        follower = Follower(
-            self._connection,
-            self._stream,
-            subject,
+        follower = self._follow(
+            self._prefix + check_pattern(pattern),
+            pattern,
+            self._deadline(timeout),
             start="all" if options.include_history else "new" if options.updates_only else "last_per_subject",
             after=options.resume_from,
             headers_only=options.meta_only,
         )
-        try:
-            with self._errors(deadline, "watching", pattern):
-                follower.open(deadline)
-        except BaseException:
-            follower.stop()
-            raise
         return Watcher(
             self._name,
             self._prefix,

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from mono_sync.storage.objects._writing import Writing
+from mono_sync.storage.objects._describing import Describing
 
 
-class ObjectBucket(Writing):
+class ObjectBucket(Describing):
     """An object bucket (NATS ADR-20). Thread-safe; other NATS clients read what it writes and the reverse.
 
     Names are any text that is not empty. An object is replaced as a whole: readers see the old one or the new one.

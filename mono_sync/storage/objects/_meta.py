@@ -12,13 +12,15 @@ from typing import TypeAlias
 
 from mono_sync.adapter import Payload, check_header
 from mono_sync.connection import Json, StoredMessage, parse_time
-from mono_sync.errors import StorageError
+from mono_sync.errors import StorageError, ValueTooLargeError
 from mono_sync.storage._values import ObjectInfo
 
 Headers: TypeAlias = Mapping[str, str | Sequence[str]]
+Metadata: TypeAlias = Mapping[str, str]
 
 _FIELDS = {"name": str, "nuid": str, "mtime": str, "digest": str, "description": str, "size": int, "chunks": int}
 _NO_TIME = "0001-01-01"  # what Go clients store: there the time of the message counts
+_MESSAGE_HEADERS = 256  # of a description, at most
 
 
 def sha256(data: Payload) -> str:
@@ -27,26 +29,49 @@ def sha256(data: Payload) -> str:
 
 
 def new_meta(
-    bucket: str, name: str, view: memoryview, *, chunk: int, description: str, headers: Headers | None
+    bucket: str,
+    name: str,
+    view: memoryview,
+    *,
+    chunk: int,
+    description: str,
+    headers: Headers | None,
+    metadata: Metadata | None = None,
 ) -> Json:
-    """Describe a new version of an object.
-
-    Raises:
-        TypeError: description or headers are no str.
-        InvalidHeaderError: a header that no message could carry.
-    """
-    if not isinstance(description, str):
-        raise TypeError(f"description must be a str, not {type(description).__name__}")
+    """Describe a new version of an object. Raises what `said` raises."""
     return _stamped(
         name=name,
         bucket=bucket,
-        description=description,
-        headers={} if headers is None else _values(headers),
+        **said(description=description, headers={} if headers is None else headers, metadata=metadata),
         options={"max_chunk_size": chunk},
         size=len(view),
         chunks=-(-len(view) // chunk),
         digest=sha256(view),
     )
+
+
+def said(*, description: str | None, headers: Headers | None, metadata: Metadata | None) -> Json:
+    """Return the fields of a description that its owner chooses, as far as they are given.
+
+    Raises:
+        TypeError: they hold something that is no str.
+        InvalidHeaderError: a header that no message could carry.
+    """
+    fields: Json = {}
+    if description is not None:
+        if not isinstance(description, str):
+            raise TypeError(f"description must be a str, not {type(description).__name__}")
+        fields["description"] = description
+    if headers is not None:
+        fields["headers"] = _values(headers)
+    if metadata is not None:
+        if not isinstance(metadata, Mapping):
+            raise TypeError(f"metadata must be a mapping of str to str, not {type(metadata).__name__}")
+        for name, value in metadata.items():
+            if not isinstance(name, str) or not isinstance(value, str):
+                raise TypeError(f"metadata maps a str to a str, not {name!r} to {type(value).__name__}")
+        fields["metadata"] = dict(metadata)
+    return fields
 
 
 def _values(headers: Headers) -> dict[str, list[str]]:
@@ -66,6 +91,34 @@ def _values(headers: Headers) -> dict[str, list[str]]:
 def deletion(bucket: str, name: str) -> Json:
     """Describe a deleted object."""
     return _stamped(name=name, bucket=bucket, size=0, chunks=0, digest="", deleted=True)
+
+
+def link_to(bucket: str, name: str, to_bucket: str, to_name: str | None) -> Json:
+    """Describe a link to an object, or to a bucket as a whole."""
+    target = {"bucket": to_bucket} if to_name is None else {"bucket": to_bucket, "name": to_name}
+    return _stamped(name=name, bucket=bucket, options={"link": target}, size=0, chunks=0, digest="")
+
+
+def changed(meta: Json, message: StoredMessage, fields: Json) -> Json:
+    """Return a description that was read from a message with other fields.
+
+    What other clients have put into it stays. The time of the message becomes another one, so where that counted it
+    is written down.
+    """
+    return {**meta, **fields, "mtime": _modified(meta, message)}
+
+
+def encode_meta(bucket: str, meta: Json, limit: int) -> bytes:
+    """Return a description as it is stored in one message, of which the server takes ``limit`` bytes.
+
+    Raises:
+        ValueTooLargeError: it is larger.
+    """
+    data = json.dumps(meta).encode()
+    if len(data) > limit - _MESSAGE_HEADERS:
+        reason = f"all that describes an object goes into one message, and the server takes up to {limit} bytes"
+        raise ValueTooLargeError(bucket, meta["name"], len(data), reason)
+    return data
 
 
 def _stamped(**meta: object) -> Json:
@@ -95,6 +148,19 @@ def read_meta(bucket: str, message: StoredMessage) -> Json | None:
         raise StorageError(f"bucket {bucket!r}: {message.subject} does not describe an object: {error}") from error
 
 
+def is_deletion(bucket: str, message: StoredMessage) -> bool:
+    """Return whether a message marks an object as deleted or expired; one that describes nothing does not."""
+    try:
+        return read_meta(bucket, message) is None
+    except StorageError:
+        return False
+
+
+def _modified(meta: Json, message: StoredMessage) -> str:
+    time: str = meta["mtime"]
+    return message.time.isoformat().replace("+00:00", "Z") if not time or time.startswith(_NO_TIME) else time
+
+
 def read_info(bucket: str, message: StoredMessage) -> ObjectInfo | None:
     """Return what is known of an object; None where it is deleted or expired.
 
@@ -104,10 +170,8 @@ def read_info(bucket: str, message: StoredMessage) -> ObjectInfo | None:
     meta = read_meta(bucket, message)
     if meta is None:
         return None
-    if not meta["mtime"] or meta["mtime"].startswith(_NO_TIME):
-        meta["mtime"] = message.time.isoformat()
     try:
-        return to_info(bucket, meta, message.sequence)
+        return to_info(bucket, meta | {"mtime": _modified(meta, message)}, message.sequence)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise StorageError(f"bucket {bucket!r}: {message.subject} does not describe an object: {error!r}") from error
 
@@ -115,6 +179,7 @@ def read_info(bucket: str, message: StoredMessage) -> ObjectInfo | None:
 def to_info(bucket: str, meta: Json, revision: int) -> ObjectInfo:
     """Return a description as our own type."""
     headers = {name: tuple(values) for name, values in (meta.get("headers") or {}).items()}
+    metadata = {name: str(value) for name, value in (meta.get("metadata") or {}).items()}
     link = (meta.get("options") or {}).get("link")
     return ObjectInfo(
         bucket=bucket,
@@ -128,4 +193,5 @@ def to_info(bucket: str, meta: Json, revision: int) -> ObjectInfo:
         headers=headers,
         revision=revision,
         link=None if link is None else "/".join(filter(None, (link.get("bucket"), link.get("name")))),
+        metadata=metadata,
     )

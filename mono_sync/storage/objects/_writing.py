@@ -14,16 +14,13 @@ from mono_sync.errors import (
     NoRespondersError,
     OperationTimeoutError,
     StorageError,
-    ValueTooLargeError,
 )
 from mono_sync.storage._values import ObjectInfo
 from mono_sync.storage.objects._chunks import clean_up_deadline
-from mono_sync.storage.objects._meta import Headers, deletion, new_meta, read_meta, to_info
+from mono_sync.storage.objects._meta import Headers, Metadata, deletion, encode_meta, new_meta, read_meta, to_info
 from mono_sync.storage.objects._reading import Reading
 
 _log = logging.getLogger("mono_sync.storage")
-
-_HEADERS = 256  # of a description, at most
 
 
 class Writing(Reading):
@@ -40,6 +37,7 @@ class Writing(Reading):
         *,
         description: str = "",
         headers: Headers | None = None,
+        metadata: Metadata | None = None,
         timeout: Timeout = DEFAULT,
     ) -> ObjectInfo:
         """Store an object, replacing what was there, and return what the bucket knows of it.
@@ -53,22 +51,21 @@ class Writing(Reading):
             key: its name.
             data: its bytes.
             description: for people.
-            headers: by name, one value or several.
+            headers: by name, one value or several; ``Content-Type`` tells others what it is.
+            metadata: custom values by name.
             timeout: total deadline.
 
         Raises:
             BucketFullError: the bucket's limit is reached; old and new version need room together.
             InvalidHeaderError: a header that no message could carry; nothing was sent.
-            ValueTooLargeError: name, description and headers are more than the server takes in one message.
+            ValueTooLargeError: name, description, headers and metadata are more than the server takes in one message.
         """
         deadline = self._deadline(timeout)
         self._meta_subject(key)
         view = memoryview(check_payload(data))
         size = self._chunks.size
-        meta = new_meta(self._name, key, view, chunk=size, description=description, headers=headers)
-        if (length := len(json.dumps(meta))) > (limit := self._connection.server_info.max_payload) - _HEADERS:
-            reason = f"name, description and headers go into one message, and the server takes up to {limit} bytes"
-            raise ValueTooLargeError(self._name, key, length, reason)
+        meta = new_meta(self._name, key, view, chunk=size, description=description, headers=headers, metadata=metadata)
+        encode_meta(self._name, meta, self._connection.server_info.max_payload)
         with self._errors(deadline, "storing object", key, len(view)):
             self._chunks.write(meta["nuid"], view, size, deadline)
             revision = self._commit(meta, deadline)

@@ -1,0 +1,143 @@
+"""Links to objects and to buckets."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from mono_sync import (
+    ConfigurationError,
+    InvalidKeyError,
+    ObjectBucket,
+    ObjectExistsError,
+    ObjectNotFoundError,
+    RevisionMismatchError,
+)
+from tests.storage import descriptions
+from tests.storage.conftest import NewObjects
+from tests.storage.helpers import chunk_subjects, raw_objects
+
+
+def test_link_to_an_object_of_the_bucket_is_stored_as_the_specification_has_it(any_objects: ObjectBucket) -> None:
+    any_objects.put("a/ü", b"v")
+    info = any_objects.link("l/ö", "a/ü")
+    assert (info.name, info.link, info.size, info.chunks) == ("l/ö", f"{any_objects.name}/a/ü", 0, 0)
+    assert any_objects.stat("l/ö") == info
+    assert [found.name for found in any_objects.list()] == ["a/ü", "l/ö"]
+    assert any_objects.exists("l/ö")
+    meta = descriptions.stored(any_objects, "l/ö")
+    assert meta["options"] == {"link": {"bucket": any_objects.name, "name": "a/ü"}}
+    assert meta["nuid"]
+
+
+def test_link_to_an_object_of_another_bucket(any_new_objects: NewObjects) -> None:
+    here, there = any_new_objects(), any_new_objects()
+    assert here.link("l", there.put("a", b"v")).link == f"{there.name}/a"
+
+
+def test_link_to_a_bucket_names_it(any_new_objects: NewObjects) -> None:
+    here, there = any_new_objects(), any_new_objects()
+    for target in (there, there.name):
+        info = here.link_bucket("l", target)
+        assert info.link == there.name
+        assert here.stat("l") == info
+    assert descriptions.stored(here, "l")["options"] == {"link": {"bucket": there.name}}
+
+
+def test_link_to_what_is_missing_or_deleted_is_refused(any_objects: ObjectBucket) -> None:
+    any_objects.put("deleted", b"v")
+    any_objects.delete("deleted")
+    for target in ("missing", "deleted"):
+        with pytest.raises(ObjectNotFoundError, match=target):
+            any_objects.link("l", target)
+    assert any_objects.list() == []
+
+
+def test_link_to_a_link_is_refused(any_objects: ObjectBucket) -> None:
+    any_objects.put("a", b"v")
+    links = [any_objects.link("l", "a"), any_objects.link_bucket("b", "other")]
+    for target in ("l", links[0], "b", links[1]):
+        with pytest.raises(ValueError, match=r"is a link to .*: link to that"):
+            any_objects.link("m", target)
+    assert not any_objects.exists("m")
+
+
+def test_link_replaces_a_link_but_no_object(any_objects: ObjectBucket) -> None:
+    for name in ("a", "b"):
+        any_objects.put(name, b"v")
+    any_objects.link("l", "a")
+    assert any_objects.link("l", "b").link == f"{any_objects.name}/b"
+    assert any_objects.link_bucket("l", "other").link == "other"
+    with pytest.raises(ObjectExistsError, match="object 'a' already exists"):
+        any_objects.link("a", "b")
+    with pytest.raises(ObjectExistsError, match="object 'a' already exists"):
+        any_objects.link_bucket("a", "other")
+    with pytest.raises(ObjectExistsError):
+        any_objects.link("a", "a")
+    assert any_objects.get("a") == b"v"
+    assert raw_objects(any_objects).state["messages"] == 5
+
+
+def test_link_can_have_the_name_of_a_deleted_object(any_objects: ObjectBucket) -> None:
+    any_objects.put("a", b"v")
+    any_objects.put("l", b"v")
+    any_objects.delete("l")
+    assert any_objects.link("l", "a").link
+
+
+def test_object_can_replace_a_link(any_objects: ObjectBucket) -> None:
+    any_objects.put("a", b"v")
+    any_objects.link("l", "a")
+    assert any_objects.put("l", b"w").link is None
+    assert (any_objects.get("a"), any_objects.get("l")) == (b"v", b"w")
+
+
+def test_deleting_a_link_leaves_its_object(any_objects: ObjectBucket) -> None:
+    any_objects.put("a", bytes(300_000))
+    any_objects.link("l", "a")
+    any_objects.link_bucket("b", "other")
+    for name in ("l", "b"):
+        any_objects.delete(name)
+    assert [info.name for info in any_objects.list()] == ["a"]
+    assert any_objects.get("a") == bytes(300_000)
+
+
+def test_deleting_an_object_leaves_its_links_which_lead_nowhere(any_objects: ObjectBucket) -> None:
+    any_objects.put("a", b"v")
+    link = any_objects.link("l", "a")
+    any_objects.delete("a")
+    assert any_objects.list() == [link]
+    assert chunk_subjects(any_objects) == {}
+
+
+def test_link_can_be_described_and_renamed(any_objects: ObjectBucket) -> None:
+    any_objects.put("a", b"v")
+    old = any_objects.link("l", "a")
+    info = any_objects.update_meta("l", name="m", description="d", metadata={"x": "y"}, if_match=old.revision)
+    assert (info.name, info.link, info.description, info.metadata) == ("m", old.link, "d", {"x": "y"})
+    assert [found.name for found in any_objects.list()] == ["a", "m"]
+    with pytest.raises(RevisionMismatchError):
+        any_objects.update_meta("m", description="e", if_match=old.revision)
+    with pytest.raises(ObjectExistsError):
+        any_objects.update_meta("a", name="m")
+
+
+@pytest.mark.parametrize("target", [None, 5, b"a"])
+def test_target_of_another_type_is_refused(objects: ObjectBucket, target: Any) -> None:
+    with pytest.raises(TypeError, match="a link leads to an ObjectInfo or the name of an object"):
+        objects.link("l", target)
+    with pytest.raises(ConfigurationError, match="the name of a bucket must be a str"):
+        objects.link_bucket("l", target)
+
+
+def test_illegal_names_are_refused(objects: ObjectBucket) -> None:
+    objects.put("a", b"v")
+    with pytest.raises(InvalidKeyError, match="it is empty"):
+        objects.link("", "a")
+    with pytest.raises(InvalidKeyError, match="it is empty"):
+        objects.link("l", "")
+    with pytest.raises(InvalidKeyError, match="it is empty"):
+        objects.link_bucket("", "b")
+    with pytest.raises(ConfigurationError, match="invalid bucket name"):
+        objects.link_bucket("l", "a/b")
