@@ -381,10 +381,8 @@ class PullConsumer:
 
 def follower_config(subject: str, policy: str, *, after: int | None, headers_only: bool) -> Json:
     """Return the configuration of a consumer that begins after a sequence, or as the policy says."""
-    config = consumer_config("", subject, policy=policy, headers_only=headers_only)
-    if after is not None:
-        config |= {"deliver_policy": "by_start_sequence", "opt_start_seq": after + 1}
-    return config
+    start = None if after is None else after + 1
+    return consumer_config("", subject, policy=policy, headers_only=headers_only, start=start)
 
 
 def _times(expires: float, heartbeat: float) -> Json:

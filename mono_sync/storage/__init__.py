@@ -6,7 +6,7 @@ from mono_sync.storage._ports import FileStoragePort, KVStoragePort
 from mono_sync.storage._values import BucketStatus, Entry, ObjectInfo, Operation
 from mono_sync.storage._watcher import Watcher
 from mono_sync.storage.kv import KVBucket, Transaction, TypedBucket
-from mono_sync.storage.objects import ObjectBucket
+from mono_sync.storage.objects import ObjectBucket, ObjectReader
 
 __all__ = [
     "BucketConfig",
@@ -21,6 +21,7 @@ __all__ = [
     "KVStoragePort",
     "ObjectBucket",
     "ObjectInfo",
+    "ObjectReader",
     "Operation",
     "TextCodec",
     "Transaction",

@@ -115,7 +115,8 @@ def read_info(bucket: str, message: StoredMessage) -> ObjectInfo | None:
 def to_info(bucket: str, meta: Json, revision: int) -> ObjectInfo:
     """Return a description as our own type."""
     headers = {name: tuple(values) for name, values in (meta.get("headers") or {}).items()}
-    link = (meta.get("options") or {}).get("link")
+    options = meta.get("options") or {}
+    link = options.get("link")
     return ObjectInfo(
         bucket=bucket,
         name=meta["name"],
@@ -128,4 +129,5 @@ def to_info(bucket: str, meta: Json, revision: int) -> ObjectInfo:
         headers=headers,
         revision=revision,
         link=None if link is None else "/".join(filter(None, (link.get("bucket"), link.get("name")))),
+        chunk_size=int(options.get("max_chunk_size") or 0),
     )
