@@ -8,12 +8,12 @@ import os
 import threading
 import warnings
 from collections.abc import Callable
-from typing import Any, Concatenate, Final, NoReturn, ParamSpec, TypeVar
+from typing import Any, Concatenate, Final, NoReturn, ParamSpec, Self, TypeVar
 
 from typing_extensions import Buffer
 
 from mono_sync._durations import Deadline, Timeout
-from mono_sync.errors import ForkedError
+from mono_sync.errors import ForkedError, StorageError
 from mono_sync.storage._values import ObjectInfo
 from mono_sync.storage.objects._source import Source
 
@@ -62,7 +62,7 @@ class ObjectReader(io.BufferedIOBase):
     * `DigestMismatchError`: chunks are missing or damaged. What was read before may be damaged as well.
     * `OperationTimeoutError`: it took longer than the ``timeout`` that the stream was opened with.
     * `ConnectionClosedError`, `BucketNotFoundError`: the connection was closed, the bucket deleted.
-    * ``RuntimeError``: another thread is in a call at this moment.
+    * `StorageError`: another thread is in a call at this moment.
     * ``ValueError``: the stream is closed.
     * `ForkedError`: it belongs to the parent process.
 
@@ -131,7 +131,7 @@ class ObjectReader(io.BufferedIOBase):
     @_alone
     def readinto(self, buffer: Buffer, /) -> int:
         """Fill a buffer, as far as there are bytes, and return how many."""
-        with memoryview(buffer) as given, given.cast("B") as view:
+        with _bytes_of(buffer) as view:
             filled = 0
 
             def put(piece: memoryview) -> None:
@@ -145,7 +145,7 @@ class ObjectReader(io.BufferedIOBase):
     @_alone
     def readinto1(self, buffer: Buffer, /) -> int:
         """Put bytes of one chunk into a buffer, at least one before the end, and return how many."""
-        with memoryview(buffer) as given, given.cast("B") as view:
+        with _bytes_of(buffer) as view:
             piece = self._piece(self._clamp(len(view)), need=len(view))
             view[: len(piece)] = piece
             self._position += len(piece)
@@ -199,6 +199,10 @@ class ObjectReader(io.BufferedIOBase):
 
     # --- the end
 
+    def __enter__(self) -> Self:
+        self._check_usable()
+        return self
+
     def close(self) -> None:
         """Close the stream, and leave nothing on the server. Idempotent."""
         if self.closed:
@@ -241,7 +245,7 @@ class ObjectReader(io.BufferedIOBase):
         if self.closed:
             raise ValueError(f"I/O operation on {self!r}")
         if self._turn.locked():
-            raise RuntimeError(f"{self!r} is in use: one thread at a time")
+            raise StorageError(f"{self!r} is in use: one thread at a time")
 
     def _deadline(self) -> Deadline:
         return Deadline.of(self._timeout, self._default_timeout)
@@ -274,3 +278,10 @@ class ObjectReader(io.BufferedIOBase):
             put(piece)
             position += len(piece)
         self._position = position
+
+
+def _bytes_of(buffer: Buffer) -> memoryview:
+    view = memoryview(buffer)
+    if view.readonly:
+        raise TypeError(f"a buffer that can be written to is wanted, not {type(buffer).__name__}")
+    return view.cast("B")

@@ -76,14 +76,10 @@ class Reading(Catalog):
                 return None if info is None else (bucket, info)
             target, is_object, name = info.link.partition("/")
             if not is_object:
-                raise StorageError(
-                    f"object {key!r} of bucket {self._name!r} is a link to bucket {target!r}, not an object"
-                )
+                raise StorageError(f"object {key!r} of bucket {self._name!r} is a link to a bucket, {target!r}")
             if target != bucket.name:
-                bucket = type(self).open(self._connection, target, timeout=deadline)
-        raise StorageError(
-            f"object {key!r} of bucket {self._name!r} is a link to other links, {_MOST_LINKS} or without end"
-        )
+                bucket = type(self).bind(self._connection, target, timeout=deadline)
+        raise StorageError(f"object {key!r} of bucket {self._name!r} is a link to a link, and so on without an end")
 
     def _source(self, info: ObjectInfo) -> Source:
         return Source(
