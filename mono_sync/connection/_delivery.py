@@ -38,6 +38,7 @@ class Delivery:
         headers_only: leave out the payloads; their sizes are in the header ``Nats-Msg-Size``.
 
     Attributes:
+        start: as given.
         taken: how many messages it has returned.
     """
 
@@ -51,6 +52,7 @@ class Delivery:
         start: int | None,
         headers_only: bool = False,
     ) -> None:
+        self.start: int | None = start
         self._jetstream = jetstream
         self._stream = stream
         self._name = f"mono_sync_{secrets.token_hex(11)}"
@@ -68,6 +70,11 @@ class Delivery:
     def under_way(self) -> int:
         """How many messages have been asked for and not been taken."""
         return self._asked - self.taken
+
+    @property
+    def arrived(self) -> int:
+        """How many messages have been taken or could be without waiting."""
+        return self.taken + self._inbox.arrived
 
     def begin(self, deadline: Deadline) -> int:
         """Make the consumer; return how many messages there are to come.

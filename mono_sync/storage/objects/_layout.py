@@ -20,7 +20,7 @@ class Place(NamedTuple):
     Attributes:
         number: which one it is, from 0.
         offset: of its first byte in the object.
-        sequence: its message is the first of its subject at or behind this; 0: that has to be found.
+        sequence: its message is the first of its subject at or behind this; 0: that is to be found.
     """
 
     number: int
@@ -28,7 +28,7 @@ class Place(NamedTuple):
     sequence: int
 
 
-START = Place(0, 0, 1)
+START = Place(0, 0, 0)
 
 
 class Open(Protocol):

@@ -178,6 +178,15 @@ class ObjectReader(io.BufferedIOBase):
         self._position = position
         return b"".join(pieces)
 
+    def readlines(self, hint: int | None = -1, /) -> list[bytes]:
+        """Return the lines that are left, or until they are more than ``hint`` bytes."""
+        position = self.tell()
+        try:
+            return super().readlines(-1 if hint is None else hint)
+        except BaseException:
+            self._position = position
+            raise
+
     # --- the position
 
     @_alone

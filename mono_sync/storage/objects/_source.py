@@ -22,7 +22,7 @@ Check: TypeAlias = Callable[[Deadline], None]
 
 _WINDOW: Final = 2 << 20  # bytes under way: what is asked on the same connection meanwhile comes behind them
 _MOST_UNDER_WAY: Final = 256
-_CAUTION: Final = 8  # after a jump it takes so many chunks until one more is asked for than is wanted
+_CAUTION: Final = 9  # chunks after a jump, until more is asked for than is wanted: 1 MiB, as they are mostly
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.01, 0.5
 
 
@@ -68,9 +68,9 @@ class Source:
 
         self._next = START
         self._delivery: tuple[Delivery, int] | None = None  # and the number of its first chunk
+        self._certain = 0  # of its messages, how many are the chunks that they seem to be
         self._layout: Layout | None = None
-        self._run = 0  # chunks since the last jump
-        self._caution = 1
+        self._run = 0  # chunks that tell that he reads on
         self._verified = (hashlib.sha256(), 0)  # of how many bytes
         self._damage: str | None = None
 
@@ -126,7 +126,7 @@ class Source:
         first = self.info.chunks == 1 or offset < self.info.chunk_size
         place = START if first else self._persistent(self._place_at, offset, deadline)
         self.close()
-        self._next, self._run, self._caution = place, 0, 1 if place is START else _CAUTION
+        self._next, self._run = place, 0 if place is START else -_CAUTION
 
     def _place_at(self, offset: int, deadline: Deadline) -> Place:
         if self._layout is None:
@@ -149,32 +149,43 @@ class Source:
                 raise DeliveryLostError
             return only.data, only.sequence
         if self._delivery is None:
-            self._delivery = self._begin(deadline), self._next.number
+            delivery = self._begin(deadline)
+            self._certain, self._next = 0, self._next._replace(sequence=delivery.start or 0)
+            self._delivery = delivery, self._next.number
         delivery, first = self._delivery
         message = delivery.next(deadline, ahead=self._ahead(need))
-        if first + delivery.taken - 1 != self._next.number:  # an interrupt has kept the last one from being used
+        if first + delivery.taken - 1 != self._next.number:  # an interrupt kept the one before from being used
             raise DeliveryLostError
-        return message.data, place_of(message).sequence
+        sequence = place_of(message).sequence
+        if sequence != self._next.sequence and delivery.taken > self._certain:
+            # Other messages are in between, or chunks were. If all are there now, it is the next, as are those behind.
+            certain = delivery.arrived
+            self._check(deadline)
+            self._certain = certain
+        return message.data, sequence
 
     def _begin(self, deadline: Deadline) -> Delivery:
         """Return a delivery that begins with the next chunk."""
         number, _, sequence = self._next
-        if not sequence:
+        if number and not sequence:
             assert self._layout is not None
             return seek(number, self.info.chunks, self._layout.last_sequence, self._open, deadline)
-        delivery = self._open(sequence)
-        try:
-            if delivery.begin(deadline) != self.info.chunks - number:
-                raise DeliveryLostError
-        except BaseException:
-            delivery.abandon()
-            raise
-        return delivery
+        guess = self.info.revision - self.info.chunks  # where the first is, mostly
+        for start in [sequence] if sequence else [guess, 1] if guess > 1 else [1]:
+            delivery = self._open(start)
+            try:
+                if delivery.begin(deadline) == self.info.chunks - number:
+                    return delivery
+            except BaseException:
+                delivery.abandon()
+                raise
+            delivery.close()
+        raise DeliveryLostError
 
     def _ahead(self, need: int) -> int:
         """Return how many chunks may be under way beside the next one, ``need`` bytes being wanted from there on."""
         most = _WINDOW // (self.info.chunk_size or self._connection.server_info.max_payload)
-        wanted = max(-(-need // self._usual_size) - 1, self._run // self._caution)
+        wanted = max(-(-need // self._usual_size) - 1, self._run)
         return max(0, min(wanted, most - 1, _MOST_UNDER_WAY))
 
     def _accept(self, data: bytes, sequence: int) -> None:
