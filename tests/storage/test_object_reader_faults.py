@@ -485,7 +485,7 @@ def metered(any_connection: Connection, meter: Meter, any_objects: ObjectBucket)
 def test_part_of_an_object_costs_no_more_than_two_chunks_beside_it(
     metered: ObjectBucket, meter: Meter, portion: int
 ) -> None:
-    for offset in (7 << 20, 999_999, (24 << 20) - (1 << 20)):
+    for offset in (1, 7 << 20, 999_999, (24 << 20) - (1 << 20)):
         before, left = meter.received, 1 << 20
         with metered.open("k") as reader:
             reader.seek(offset)
@@ -518,7 +518,7 @@ def test_chunks_are_asked_for_before_the_last_ones_are_read(
     with objects.open("k") as reader:
         assert len(reader.read()) == 100 * CHUNK
     assert max(under_way) < 16
-    assert min(under_way[:-8]) >= 7
+    assert min(under_way[:-16]) >= 7
 
 
 def test_short_seek_forward_asks_for_nothing_new(any_objects: ObjectBucket, monkeypatch: pytest.MonkeyPatch) -> None:

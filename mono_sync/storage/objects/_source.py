@@ -22,7 +22,7 @@ Check: TypeAlias = Callable[[Deadline], None]
 
 _WINDOW: Final = 2 << 20  # bytes under way: what is asked on the same connection meanwhile comes behind them
 _MOST_UNDER_WAY: Final = 256
-_CAUTION: Final = 9  # chunks after a jump, until more is asked for than is wanted: 1 MiB, as they are mostly
+_CAUTION: Final = 9  # chunks after a jump, until more is asked for than is wanted: 1 MiB of the usual size
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.01, 0.5
 
 
@@ -70,7 +70,7 @@ class Source:
         self._delivery: tuple[Delivery, int] | None = None  # and the number of its first chunk
         self._certain = 0  # of its messages, how many are the chunks that they seem to be
         self._layout: Layout | None = None
-        self._run = 0  # chunks that tell that he reads on
+        self._run = 0  # in how many calls the next chunk was asked for: who does that often will go on
         self._verified = (hashlib.sha256(), 0)  # of how many bytes
         self._damage: str | None = None
 
@@ -89,6 +89,8 @@ class Source:
             OperationTimeoutError: it did not come in time.
         """
         with self._mapped(deadline):
+            if offset != self._next.offset:
+                self._run = -_CAUTION
             if not 0 <= offset - self._next.offset < self._reach:
                 self._jump(offset, deadline)
             while True:
@@ -97,6 +99,7 @@ class Source:
                 data, sequence = self._persistent(self._take, offset - here.offset + need, deadline)
                 self._accept(data, sequence)
                 if offset < self._next.offset:
+                    self._run += offset + need <= self._next.offset
                     return here.offset, data
 
     def close(self) -> None:
@@ -126,7 +129,7 @@ class Source:
         first = self.info.chunks == 1 or offset < self.info.chunk_size
         place = START if first else self._persistent(self._place_at, offset, deadline)
         self.close()
-        self._next, self._run = place, 0 if place is START else -_CAUTION
+        self._next = place
 
     def _place_at(self, offset: int, deadline: Deadline) -> Place:
         if self._layout is None:
@@ -202,7 +205,7 @@ class Source:
             if number + 1 == info.chunks and info.digest:
                 digest = f"SHA-256={urlsafe_b64encode(verified.digest()).decode()}"
                 self._expect(digest == info.digest, "the digest is wrong")
-        self._next, self._run = Place(number + 1, end, sequence + 1), self._run + 1
+        self._next = Place(number + 1, end, sequence + 1)
 
     def _expect(self, right: bool, otherwise: str) -> None:
         if self._damage is None and not right:
