@@ -18,6 +18,7 @@ from benchmarks.peers.nats_py import NewLoop
 from mono_sync import EmbeddedServer, ObjectInfo
 
 _RECEIVED_AT_ONCE = 1 << 20
+_BATCH = 64
 
 
 class NatsPyStore:
@@ -71,7 +72,10 @@ class NatsPyStore:
 
 
 class Drain:
-    """Lets the server send all chunks of an object at once, and throws away what comes."""
+    """Lets the server send all chunks of an object, and throws away what comes.
+
+    Not all at once: a server ends a connection on which more waits than 64 MiB.
+    """
 
     name = "raw socket"
 
@@ -81,7 +85,7 @@ class Drain:
         self._socket = socket.create_connection((host, int(port)), timeout=60)
         self._room = bytearray(_RECEIVED_AT_ONCE)
         options = {"auth_token": server.token, "verbose": False, "headers": True, "no_responders": True}
-        self._socket.sendall(b"CONNECT %b\r\nSUB _INBOX.> 1\r\nPING\r\n" % json.dumps(options).encode())
+        self._socket.sendall(b"CONNECT %b\r\nSUB _DRAIN 1\r\nPING\r\n" % json.dumps(options).encode())
         self._read_until(b"PONG\r\n")
 
     def run(self) -> float:
@@ -96,10 +100,17 @@ class Drain:
         }
         start = time.perf_counter()
         self._ask(f"CREATE.{self._stream}.{name}", {"stream_name": self._stream, "config": config}, b'"num_pending"')
-        self._ask(f"MSG.NEXT.{self._stream}.{name}", {"batch": self._info.chunks, "expires": 60_000_000_000}, b"")
-        left = self._info.size
+        pull = f"MSG.NEXT.{self._stream}.{name}", {"batch": _BATCH, "expires": 60_000_000_000}, b""
+        left, unasked = self._info.size, -(-self._info.chunks // _BATCH)
+        portion = -(-self._info.size // self._info.chunks) * _BATCH
         while left > 0:
-            left -= self._socket.recv_into(self._room)
+            while unasked and left <= (unasked + 1) * portion:  # at most two are under way
+                unasked -= 1
+                self._ask(*pull)
+            received = self._socket.recv_into(self._room)
+            if not received:
+                raise ConnectionError("the server has ended the connection")
+            left -= received
         elapsed = time.perf_counter() - start
         self._ask(f"DELETE.{self._stream}.{name}", {}, b'"success"')
         return elapsed
@@ -109,7 +120,7 @@ class Drain:
 
     def _ask(self, call: str, body: dict[str, Any], answer: bytes) -> None:
         data = json.dumps(body).encode()
-        self._socket.sendall(b"PUB $JS.API.CONSUMER.%b _INBOX.a %d\r\n%b\r\n" % (call.encode(), len(data), data))
+        self._socket.sendall(b"PUB $JS.API.CONSUMER.%b _DRAIN %d\r\n%b\r\n" % (call.encode(), len(data), data))
         self._read_until(answer)
 
     def _read_until(self, text: bytes) -> None:

@@ -88,8 +88,8 @@ class Delivery:
         self._left = int(consumer["num_pending"])
         return self._left
 
-    def next(self, deadline: Deadline, *, ahead: int) -> Message:
-        """Return the next message; the caller knows that there is one.
+    def next(self, deadline: Deadline, *, ahead: int) -> tuple[Message, int]:
+        """Return the next message, and its sequence in the stream; the caller knows that there is one.
 
         Args:
             deadline: of this call. When it passes, the next call goes on.
@@ -108,9 +108,10 @@ class Delivery:
         if message.status is not None:  # whatever the reason, less than was asked for will come
             raise DeliveryLostError
         self.taken += 1
-        if place_of(message).delivery != self.taken:
+        place = place_of(message)
+        if place.delivery != self.taken:
             raise DeliveryLostError
-        return message
+        return message, place.sequence
 
     def close(self) -> None:
         """Receive no more, and delete the consumer without waiting for the answer."""

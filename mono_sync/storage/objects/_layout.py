@@ -8,7 +8,7 @@ from contextlib import closing
 from typing import NamedTuple, Protocol
 
 from mono_sync._durations import Deadline
-from mono_sync.connection import Delivery, DeliveryLostError, place_of
+from mono_sync.connection import Delivery, DeliveryLostError
 from mono_sync.storage._values import ObjectInfo
 
 _HEADERS_UNDER_WAY = 1024
@@ -103,8 +103,8 @@ def measure(info: ObjectInfo, open_delivery: Open, deadline: Deadline) -> Layout
 
 def _next(delivery: Delivery, ahead: int, deadline: Deadline) -> tuple[int, int]:
     """Return sequence and size of the next message."""
-    message = delivery.next(deadline, ahead=ahead)
-    return place_of(message).sequence, int(message.headers["Nats-Msg-Size"])
+    message, sequence = delivery.next(deadline, ahead=ahead)
+    return sequence, int(message.headers["Nats-Msg-Size"])
 
 
 def seek(number: int, chunks: int, last_sequence: int, open_delivery: Open, deadline: Deadline) -> Delivery:

@@ -10,7 +10,7 @@ from time import sleep
 from typing import Final, TypeAlias, TypeVar
 
 from mono_sync._durations import Deadline
-from mono_sync.connection import CoreConnection, Delivery, DeliveryLostError, JetStream, place_of
+from mono_sync.connection import CoreConnection, Delivery, DeliveryLostError, JetStream
 from mono_sync.errors import ConnectionLostError, DigestMismatchError, OperationTimeoutError
 from mono_sync.storage._values import ObjectInfo
 from mono_sync.storage.objects._layout import START, Layout, Place, measure, seek
@@ -156,10 +156,9 @@ class Source:
             self._certain, self._next = 0, self._next._replace(sequence=delivery.start or 0)
             self._delivery = delivery, self._next.number
         delivery, first = self._delivery
-        message = delivery.next(deadline, ahead=self._ahead(need))
+        message, sequence = delivery.next(deadline, ahead=self._ahead(need))
         if first + delivery.taken - 1 != self._next.number:  # an interrupt kept the one before from being used
             raise DeliveryLostError
-        sequence = place_of(message).sequence
         if sequence != self._next.sequence and delivery.taken > self._certain:
             # Other messages are in between, or chunks were. If all are there now, it is the next, as are those behind.
             certain = delivery.arrived
