@@ -385,6 +385,22 @@ def test_readers_of_what_is_replaced_all_the_time_see_one_version_or_an_error(an
     together(4, lambda number: write(number) if number == 0 else read(number))
 
 
+def test_any_number_of_streams_are_read_at_once(any_objects: ObjectBucket) -> None:
+    _store(any_objects)
+
+    def read(number: int) -> None:
+        chance = random.Random(number)
+        with any_objects.open("k", timeout=30) as reader:
+            for _ in range(15):
+                position, size = chance.randrange(len(CONTENT)), chance.choice([1, 2000, 20_000])
+                reader.seek(position)
+                assert reader.read(size) == CONTENT[position : position + size]
+            reader.seek(0)
+            assert reader.read() == CONTENT
+
+    together(16, read)
+
+
 # --- damage
 
 
