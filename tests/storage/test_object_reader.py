@@ -375,6 +375,18 @@ def test_any_place_is_found_among_interleaved_uploads_and_under_a_later_descript
                 assert reader.read(150) == content[position : position + 150]
 
 
+@pytest.mark.parametrize("size", [0, -5, 10**12])
+def test_chunk_size_that_means_nothing_does_no_harm(any_objects: ObjectBucket, size: int) -> None:
+    content = random.Random(5).randbytes(5000)
+    upload(any_objects, "k", content, [100], chunk_size=size)
+    with any_objects.open("k") as reader:
+        assert reader.read(3) == content[:3]
+        reader.seek(3333)
+        assert reader.read() == content[3333:]
+        reader.seek(0)
+        assert reader.read() == content
+
+
 def test_object_without_a_digest_is_read(any_objects: ObjectBucket) -> None:
     foreign = ForeignUpload(any_objects, "k")
     foreign.chunk(b"content")

@@ -129,5 +129,5 @@ def to_info(bucket: str, meta: Json, revision: int) -> ObjectInfo:
         headers=headers,
         revision=revision,
         link=None if link is None else "/".join(filter(None, (link.get("bucket"), link.get("name")))),
-        chunk_size=int(options.get("max_chunk_size") or 0),
+        chunk_size=max(0, int(options.get("max_chunk_size") or 0)),
     )
