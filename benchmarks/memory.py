@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import select
 import subprocess
 import sys
 import time
@@ -63,3 +64,21 @@ def most_resident(pid: int, writer: subprocess.Popen[str]) -> int:
             writer.kill()
     assert writer.returncode == 0
     return most
+
+
+def most_resident_while_reading(server: EmbeddedServer, bucket: str, key: str, size: int) -> int:
+    """Return by how many bytes a process grows at most that reads an object through a stream."""
+    with program("stream", server.url, server.token, bucket, key) as reader:
+        try:
+            assert reader.stdin is not None
+            assert reader.stdout is not None
+            assert reader.stdout.readline() == "ready\n"
+            before = most = resident(reader.pid)
+            reader.stdin.write("go\n")
+            reader.stdin.flush()
+            while reader.poll() is None and not select.select([reader.stdout], [], [], _BETWEEN_LOOKS)[0]:
+                most = max(most, resident(reader.pid))
+            assert int(reader.stdout.readline()) == size
+        finally:
+            reader.kill()
+    return most - before

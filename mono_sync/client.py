@@ -50,7 +50,7 @@ class Connection(CoreConnection):
             BucketConfigError: the server refuses the configuration.
             UnsupportedByServerError: the server is too old for an option.
         """
-        return KVBucket.open(self, bucket, stale_reads=stale_reads, timeout=timeout)
+        return KVBucket.bind(self, bucket, stale_reads=stale_reads, timeout=timeout)
 
     def objects(self, bucket: str | FSBucketConfig, *, timeout: Timeout = DEFAULT) -> ObjectBucket:
         """Open an object bucket: an existing one by its name, or by a configuration, which creates or updates it.
@@ -64,7 +64,7 @@ class Connection(CoreConnection):
             BucketConfigError: the server refuses the configuration.
             UnsupportedByServerError: the server is too old for an option.
         """
-        return ObjectBucket.open(self, bucket, timeout=timeout)
+        return ObjectBucket.bind(self, bucket, timeout=timeout)
 
 
 def connect(

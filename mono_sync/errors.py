@@ -735,7 +735,9 @@ class DigestMismatchError(StorageError, OSError):
 
 
 class ObjectChangedError(StorageError, OSError):
-    """The object was replaced or deleted again and again while it was being read.
+    """The version of an object that was being read is gone: it was replaced or deleted, or has expired.
+
+    A call that can begin anew, as `get` can, does so first, several times.
 
     Attributes:
         bucket: the bucket.

@@ -3,6 +3,7 @@
 from mono_sync.connection._answers import Json, PubAck, StoredMessage, parse_time, read_ack, read_direct
 from mono_sync.connection._atomic import AtomicBatches, BatchRefusedError, Conditional
 from mono_sync.connection._connection import CoreConnection
+from mono_sync.connection._delivery import Delivery, DeliveryLostError
 from mono_sync.connection._exactly_once import ExactlyOnce, actual_revision, is_conflict
 from mono_sync.connection._follower import Followed, Follower, Start
 from mono_sync.connection._inbox import Inbox
@@ -18,6 +19,8 @@ __all__ = [
     "Conditional",
     "ConnectionState",
     "CoreConnection",
+    "Delivery",
+    "DeliveryLostError",
     "ExactlyOnce",
     "Followed",
     "Follower",

@@ -115,11 +115,13 @@ class Place(NamedTuple):
         sequence: its number.
         nanoseconds: when it was stored, since 1970.
         pending: how many the consumer has after it.
+        delivery: its number among those that the consumer delivered.
     """
 
     sequence: int
     nanoseconds: int
     pending: int
+    delivery: int
 
 
 def place_of(message: Message) -> Place:
@@ -127,7 +129,7 @@ def place_of(message: Message) -> Place:
     tokens = message.reply.split(".")
     if len(tokens) > 9:  # with domain and account in front
         del tokens[2:4]
-    return Place(int(tokens[5]), int(tokens[7]), int(tokens[8]))
+    return Place(int(tokens[5]), int(tokens[7]), int(tokens[8]), int(tokens[6]))
 
 
 def read_delivered(message: Message) -> StoredMessage:

@@ -89,6 +89,11 @@ class Inbox:
             raise arrived
         return arrived
 
+    @property
+    def arrived(self) -> int:
+        """How many messages have arrived and not been taken."""
+        return self._arrived.qsize()
+
     def wake(self, error: NatsConnectionError) -> None:
         """Let whoever waits for a message raise ``error``, after what has arrived. Any thread."""
         self._arrived.put(error)

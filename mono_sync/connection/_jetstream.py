@@ -36,7 +36,7 @@ from mono_sync.errors import (
 _PATIENCE = 1.5
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.02, 0.5
 NO_MESSAGE = 10037
-_NO_CONSUMER = 10014
+NO_CONSUMER = 10014
 _LONG_SUBJECT = 2000
 _CONSUMER_LIFETIME_NS = 10_000_000_000  # without a pull; an order to delete may overtake the one to create
 _PULL_TIME = 1.0
@@ -238,17 +238,14 @@ class JetStream:
         policy: str,
         headers_only: bool = False,
         batch: int = 256,
-        count: int | None = None,
     ) -> Iterator[StoredMessage]:
-        """Yield what a consumer of the stream has to deliver: ``count`` messages, or all that the server knows of.
+        """Yield what a consumer of the stream has to deliver.
 
         At most ``batch`` messages are under way at once, so memory stays bounded however slowly they are taken. The
         consumer is deleted at the end, also after an error; if its creation was not answered in time, the server may
         keep it some seconds longer.
         """
-        raw = self.pull_raw(
-            stream, subject, deadline, policy=policy, headers_only=headers_only, batch=batch, count=count
-        )
+        raw = self.pull_raw(stream, subject, deadline, policy=policy, headers_only=headers_only, batch=batch)
         with closing(raw):
             for message in raw:
                 yield read_delivered(message)
@@ -262,30 +259,23 @@ class JetStream:
         policy: str,
         headers_only: bool,
         batch: int,
-        count: int | None = None,
     ) -> Generator[Message]:
         """Do what `pull` does, with the messages as they come; `place_of` reads their places."""
         name = f"mono_sync_{secrets.token_hex(11)}"  # ours, so that it can be deleted though the answer is not awaited
         try:
             consumer = self._create_consumer(stream, name, subject, deadline, policy=policy, headers_only=headers_only)
             if consumer["num_pending"]:
-                yield from self._pull(stream, name, batch, count, deadline)
+                yield from self._pull(stream, name, batch, deadline)
         finally:
-            self._forget_consumer(stream, name)
+            self.forget_consumer(stream, name)
 
     def _create_consumer(
         self, stream: str, name: str, subject: str, deadline: Deadline, *, policy: str, headers_only: bool
     ) -> Json:
         config = consumer_config(name, subject, policy=policy, headers_only=headers_only)
-        return self._consumer_api(f"CREATE.{stream}.{name}", {"stream_name": stream, "config": config}, deadline)
+        return self.create_consumer(stream, config, deadline)
 
-    def _forget_consumer(self, stream: str, consumer: str) -> None:
-        """Delete a consumer without waiting for the answer, for the time of the call may be over."""
-        if self._connection.is_connected:  # else it ends by itself a little later
-            with suppress(MonoError):
-                self._connection.publish(f"$JS.API.CONSUMER.DELETE.{stream}.{consumer}", timeout=_CLEAN_UP_TIMEOUT)
-
-    def _pull(self, stream: str, consumer: str, batch: int, count: int | None, deadline: Deadline) -> Iterator[Message]:
+    def _pull(self, stream: str, consumer: str, batch: int, deadline: Deadline) -> Iterator[Message]:
         """Pull batch after batch.
 
         The server ends a pull as soon as it has nothing more (404, older ones 408), or after the pull's own time (408)
@@ -294,43 +284,53 @@ class JetStream:
         """
         operation = f"reading stream {stream}"
         target = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}"
-        left, was_empty = count, False
+        query = json.dumps({"batch": batch, "no_wait": True, "expires": int(_PULL_TIME * 1e9)}).encode()
+        was_empty = False
         with self._connection.inbox(deadline) as inbox:
             inbox.receive_from(consumer)
-            while left is None or left > 0:
-                size = batch if left is None else min(batch, left)
-                query = {"batch": size, "no_wait": True, "expires": int(_PULL_TIME * 1e9)}
-                inbox.ask(target, json.dumps(query).encode())
+            while True:
+                inbox.ask(target, query)
                 started, received = monotonic(), 0
                 newest: Message | None = None
                 end: Message | None = None
-                while received < size and end is None:
+                while received < batch and end is None:
                     message = inbox.next_within(_PULL_TIME + _PULL_PATIENCE, operation)
                     if message is None:  # nobody answers
-                        self._check_consumer(stream, consumer, deadline)
+                        self.consumer_info(stream, consumer, deadline)
                     elif message.status is None:
                         received, newest = received + 1, message
                         yield message
                     else:
                         end = message
-                if left is not None:
-                    left -= received
                 if end is None:
-                    if left is None and newest is not None and place_of(newest).pending == 0:
+                    if newest is not None and place_of(newest).pending == 0:
                         return
                 elif end.status not in (404, 408):
-                    self._check_consumer(stream, consumer, deadline)
+                    self.consumer_info(stream, consumer, deadline)
                     raise self._refusal(end, operation)
                 elif (
                     end.status == 404
                     or (received and monotonic() - started < _PULL_TIME)
                     or (was_empty and not received)
-                    or self._check_consumer(stream, consumer, deadline)["num_pending"] == 0
+                    or self.consumer_info(stream, consumer, deadline)["num_pending"] == 0
                 ):
                     return
                 was_empty = not received
 
-    def _check_consumer(self, stream: str, consumer: str, deadline: Deadline) -> Json:
+    # --- consumers
+
+    def create_consumer(self, stream: str, config: Json, deadline: Deadline) -> Json:
+        """Make a consumer; return its state."""
+        call = f"CREATE.{stream}.{config['name']}"
+        return self._consumer_api(call, {"stream_name": stream, "config": config}, deadline)
+
+    def forget_consumer(self, stream: str, consumer: str) -> None:
+        """Delete a consumer without waiting for the answer, for the time of the call may be over."""
+        if self._connection.is_connected:  # else it ends by itself a little later
+            with suppress(MonoError):
+                self._connection.publish(f"$JS.API.CONSUMER.DELETE.{stream}.{consumer}", timeout=_CLEAN_UP_TIMEOUT)
+
+    def consumer_info(self, stream: str, consumer: str, deadline: Deadline) -> Json:
         """Return the state of a consumer; raises if it or its stream is gone."""
         return self._consumer_api(f"INFO.{stream}.{consumer}", None, deadline)
 
@@ -339,7 +339,7 @@ class JetStream:
         try:
             return self.api(f"CONSUMER.{call}", body, self._patience(deadline))
         except (OperationTimeoutError, JetStreamUnavailableError, JetStreamAPIError) as error:
-            gone = not isinstance(error, JetStreamAPIError) or error.err_code == _NO_CONSUMER
+            gone = not isinstance(error, JetStreamAPIError) or error.err_code == NO_CONSUMER
             if deadline.expired or not gone or not self._connection.server_info.cluster:
                 raise
             raise ConnectionLostError("the server that was to deliver messages does not answer") from error
@@ -356,16 +356,19 @@ def consumer_config(
     *,
     policy: str,
     headers_only: bool = False,
-    lifetime: int = _CONSUMER_LIFETIME_NS,
+    start: int | None = None,
 ) -> Json:
-    """Return the configuration of a consumer that is pulled from by one client, and that nobody will miss."""
-    return {
+    """Return the configuration of a consumer that is pulled from by one client, and that nobody will miss.
+
+    With ``start`` it begins at that sequence, whatever the policy.
+    """
+    place = {"deliver_policy": policy} if start is None else begin_behind(start - 1)
+    return place | {
         "name": name,
         "ack_policy": "none",
-        "deliver_policy": policy,
         "filter_subject": subject,
         "headers_only": headers_only,
-        "inactive_threshold": lifetime,
+        "inactive_threshold": _CONSUMER_LIFETIME_NS,
         "mem_storage": True,
         "num_replicas": 1,
     }
@@ -373,8 +376,8 @@ def consumer_config(
 
 def follower_config(subject: str, policy: str, *, after: int | None, headers_only: bool) -> Json:
     """Return the configuration of a consumer that begins after a sequence, or as the policy says."""
-    config = consumer_config("", subject, policy=policy, headers_only=headers_only)
-    return config if after is None else config | begin_behind(after)
+    start = None if after is None else after + 1
+    return consumer_config("", subject, policy=policy, headers_only=headers_only, start=start)
 
 
 def begin_behind(sequence: int) -> Json:

@@ -203,8 +203,8 @@ class StreamReader:
             self._stream, pattern, deadline, policy="last_per_subject", headers_only=True, batch=_PULL
         )
         for message in pulled:
-            sequence, nanoseconds, _ = place_of(message)
-            yield message.subject, Listed(sequence, message.subject, message.header_block, nanoseconds)
+            place = place_of(message)
+            yield message.subject, Listed(place.sequence, message.subject, message.header_block, place.nanoseconds)
 
     def purge_up_to(self, places: Iterable[tuple[str, int]], deadline: Deadline) -> int:
         """Remove the messages of each subject up to a sequence; return of how many subjects any were removed.

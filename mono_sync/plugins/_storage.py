@@ -19,7 +19,7 @@ class KVJetStreamPlugin(BucketPlugin[KVBucketConfig, KVBucket]):
     _config_type = KVBucketConfig
 
     def _open(self, connection: CoreConnection, config: KVBucketConfig) -> KVBucket:
-        return KVBucket.open(connection, config)
+        return KVBucket.bind(connection, config)
 
 
 class FSJetStreamPlugin(BucketPlugin[FSBucketConfig, ObjectBucket]):
@@ -34,4 +34,4 @@ class FSJetStreamPlugin(BucketPlugin[FSBucketConfig, ObjectBucket]):
     _config_type = FSBucketConfig
 
     def _open(self, connection: CoreConnection, config: FSBucketConfig) -> ObjectBucket:
-        return ObjectBucket.open(connection, config)
+        return ObjectBucket.bind(connection, config)

@@ -6,7 +6,7 @@ from mono_sync.storage._ports import FileStoragePort, KVStoragePort
 from mono_sync.storage._values import BucketStatus, Entry, Folder, ObjectInfo, Operation
 from mono_sync.storage._watcher import Watcher
 from mono_sync.storage.kv import KVBucket, Transaction, TypedBucket
-from mono_sync.storage.objects import ObjectBucket
+from mono_sync.storage.objects import ObjectBucket, ObjectReader
 
 __all__ = [
     "BucketConfig",
@@ -22,6 +22,7 @@ __all__ = [
     "KVStoragePort",
     "ObjectBucket",
     "ObjectInfo",
+    "ObjectReader",
     "Operation",
     "TextCodec",
     "Transaction",

@@ -47,7 +47,7 @@ class Bucket(Generic[ConfigT]):
         self._direct = bool(config.get("allow_direct")) and (stale_reads or config["num_replicas"] == 1)
 
     @classmethod
-    def open(
+    def bind(
         cls,
         connection: CoreConnection,
         bucket: str | ConfigT,

@@ -130,6 +130,7 @@ class ObjectInfo:
         digest: ``SHA-256=`` and the hash in base64 for URLs.
         modified: when its content was stored.
         chunks: number of messages that hold it.
+        chunk_size: bytes of each chunk but the last, as far as its writer told; 0: unknown.
         nuid: identity of this version's chunks.
         description: for people.
         headers: by name, a tuple of values each, also where there is one.
@@ -149,6 +150,7 @@ class ObjectInfo:
     headers: Mapping[str, Sequence[str]]
     revision: int
     link: str | None = None
+    chunk_size: int = 0
     metadata: Mapping[str, str] = field(default_factory=dict)
 
     @property

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from nats.protocol.parser import Parser
 
+from mono_sync.adapter import _scanner
 from mono_sync.adapter._message import Message
 from mono_sync.adapter._scanner import Scanner
 
@@ -87,12 +88,15 @@ def parsed(stream: bytes) -> Client:
     return client
 
 
-@given(streams, st.lists(st.integers(0, 10_000), max_size=30))
-def test_messages_are_those_that_the_parser_of_nats_py_finds(stream: bytes, cuts: list[int]) -> None:
+@settings(deadline=None)
+@given(streams, st.lists(st.integers(0, 10_000), max_size=30), st.sampled_from([1, 20, _scanner._LARGE]))
+def test_messages_are_those_that_the_parser_of_nats_py_finds(stream: bytes, cuts: list[int], large: int) -> None:
     recorder = Recorder()
     scanner = recorder.scanner()
-    for piece in split(stream, cuts):
-        scanner.feed(piece)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_scanner, "_LARGE", large)
+        for piece in split(stream, cuts):
+            scanner.feed(piece)
     theirs = parsed(stream)
     assert recorder.messages == theirs.messages
     assert parsed(bytes(recorder.others)).others == theirs.others

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import io
 import json
+import random
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
@@ -305,3 +307,41 @@ def test_seal_of_either_client_binds_both(any_objects: ObjectBucket, other: RunO
     with pytest.raises(BucketSealedError):
         any_objects.put("k", b"w")
     assert any_objects.get("k") == b"v"
+
+
+def test_we_read_anywhere_in_objects_of_nats_py_whose_chunks_have_odd_sizes(
+    any_connection: Connection, other: RunOther, name: str
+) -> None:
+    content = random.Random(1).randbytes(20_500)
+
+    class ShortReads(io.RawIOBase):
+        """As of a pipe: nats-py makes a chunk of each read."""
+
+        def __init__(self) -> None:
+            self._rest, self._chance = io.BytesIO(content), random.Random(2)
+
+        def readable(self) -> bool:
+            return True
+
+        def readinto(self, buffer: Any) -> int:
+            return self._rest.readinto(memoryview(buffer)[: self._chance.randint(1, 1500)])
+
+    async def write(js: JetStreamContext) -> None:
+        config = api.ObjectStoreConfig(storage=api.StorageType.MEMORY)
+        store = await js.create_object_store(bucket=name, config=config)
+        for key, size, data in (("even", 777, content), ("uneven", 1500, ShortReads())):
+            meta = api.ObjectMeta(options=api.ObjectMetaOptions(max_chunk_size=size))
+            await store.put(key, data, meta=meta)  # type: ignore[arg-type]  # it wants no more than `readinto`
+
+    other(write)
+    objects = any_connection.objects(name)
+    assert objects.stat("even").chunks == 27
+    assert objects.stat("uneven").chunks > 15
+    for key in ("even", "uneven"):
+        with objects.open(key) as reader:
+            for position in (20_000, 5000, 12_345, 0, 20_499):
+                reader.seek(position)
+                assert reader.read(3000) == content[position : position + 3000]
+            reader.seek(0)
+            assert reader.read() == content
+    RawStream(any_connection, f"OBJ_{name}").delete()

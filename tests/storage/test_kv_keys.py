@@ -194,15 +194,6 @@ def test_every_message_is_pulled_once_in_order_with_any_batch(any_new_kv: NewKV,
     assert time.monotonic() - started < 0.9  # no pull had to run out
 
 
-@pytest.mark.parametrize("count", [1, 5, 12, 30])
-def test_no_more_than_the_count_is_pulled(any_kv: KVBucket, count: int) -> None:
-    for number in range(30):
-        any_kv.set(f"k{number}", b"")
-    stream = f"KV_{any_kv.name}"
-    pulled = list(JetStream(any_kv._connection).pull(stream, ">", Deadline(5), policy="all", batch=5, count=count))
-    assert [message.sequence for message in pulled] == list(range(1, count + 1))
-
-
 @pytest.mark.parametrize("gone", ["all", "last", "first"])
 def test_messages_that_vanish_before_the_pull_cost_no_more_than_its_time(
     any_kv: KVBucket, monkeypatch: pytest.MonkeyPatch, impatient: None, gone: str

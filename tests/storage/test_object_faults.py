@@ -9,8 +9,9 @@ import signal
 import threading
 import time
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 
@@ -21,13 +22,15 @@ from mono_sync import (
     ConnectionLostError,
     FSBucketConfig,
     ObjectBucket,
+    ObjectInfo,
     OperationTimeoutError,
     OutcomeUnknownError,
 )
 from mono_sync._durations import Deadline
-from mono_sync.connection import Inbox, JetStream
+from mono_sync.connection import Inbox
 from mono_sync.server import EmbeddedServer
 from mono_sync.storage.objects import _chunks
+from mono_sync.storage.objects._source import Source
 from tests.fixtures.servers import RunNatsServer
 from tests.fixtures.waiting import wait_until
 from tests.storage.helpers import CutProxy, chunk_subjects, raw_objects, together
@@ -100,17 +103,16 @@ def test_objects_that_are_there_all_the_time_are_always_listed(any_objects: Obje
 # --- changes in the middle of a read
 
 
-def _then(objects: ObjectBucket, monkeypatch: pytest.MonkeyPatch, call: str, change: object) -> None:
+def _then(objects: ObjectBucket, monkeypatch: pytest.MonkeyPatch, change: Callable[[], object]) -> None:
     """Make a change once, right after the description was read and before the chunks are."""
-    original = getattr(objects._chunks, call)
-    pending = [change]
+    read, pending = objects._read, [change]
 
-    def changed_first(*arguments: object, **options: object) -> object:
+    def changed_first(info: ObjectInfo, deadline: Deadline) -> bytes:
         if pending:
-            pending.pop()()  # type: ignore[operator]
-        return original(*arguments, **options)
+            pending.pop()()
+        return read(info, deadline)
 
-    monkeypatch.setattr(objects._chunks, call, changed_first)
+    monkeypatch.setattr(objects, "_read", changed_first)
 
 
 @pytest.mark.parametrize("size", [1000, 300_000])
@@ -118,7 +120,7 @@ def test_object_that_is_replaced_while_it_is_read_gives_the_new_version(
     any_objects: ObjectBucket, monkeypatch: pytest.MonkeyPatch, size: int
 ) -> None:
     any_objects.put("k", _version(1, size))
-    _then(any_objects, monkeypatch, "read", lambda: any_objects.put("k", _version(2, size)))
+    _then(any_objects, monkeypatch, lambda: any_objects.put("k", _version(2, size)))
     assert any_objects.get("k") == _version(2, size)
 
 
@@ -127,7 +129,7 @@ def test_object_that_is_deleted_while_it_is_read_is_missing(
     any_objects: ObjectBucket, monkeypatch: pytest.MonkeyPatch, size: int
 ) -> None:
     any_objects.put("k", _version(1, size))
-    _then(any_objects, monkeypatch, "read", lambda: any_objects.delete("k"))
+    _then(any_objects, monkeypatch, lambda: any_objects.delete("k"))
     assert any_objects.get("k", b"d") == b"d"
 
 
@@ -135,37 +137,35 @@ def test_object_that_is_replaced_before_each_read_is_an_error_in_the_end(
     objects: ObjectBucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     objects.put("k", b"0")
-    read = objects._chunks.read
+    read = objects._read
 
-    def replaced_first(*arguments: object, **options: object) -> bytes:
+    def replaced_first(info: ObjectInfo, deadline: Deadline) -> bytes:
         objects.put("k", b"1")
-        return read(*arguments, **options)  # type: ignore[arg-type]
+        return read(info, deadline)
 
-    monkeypatch.setattr(objects._chunks, "read", replaced_first)
+    monkeypatch.setattr(objects, "_read", replaced_first)
     with pytest.raises(mono_sync.ObjectChangedError, match=r"'k' of bucket .* changed while it was being read"):
         objects.get("k")
 
 
 def test_chunks_that_are_removed_in_the_middle_of_the_transfer_give_the_new_version(
-    any_objects: ObjectBucket, monkeypatch: pytest.MonkeyPatch, impatient: None
+    any_objects: ObjectBucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     size = 40 * CHUNK
     any_objects.put("k", _version(1, size))
-    pull = JetStream.pull
-    pulls: list[int] = []
+    chunk_at, taken = Source.chunk_at, list[int]()
 
-    def replaced_in_the_middle(self: JetStream, *arguments: object, **options: object) -> Iterator[object]:
-        pulls.append(0)
-        for message in pull(self, *arguments, **options):  # type: ignore[arg-type]
-            pulls[-1] += 1
-            yield message
-            if pulls == [5]:
-                any_objects.put("k", _version(2, size))
+    def replaced_in_the_middle(self: Source, *arguments: Any) -> tuple[int, bytes]:
+        found = chunk_at(self, *arguments)
+        taken.append(found[0] // CHUNK)
+        if taken == list(range(5)):
+            any_objects.put("k", _version(2, size))
+        return found
 
-    monkeypatch.setattr(JetStream, "pull", replaced_in_the_middle)
+    monkeypatch.setattr(Source, "chunk_at", replaced_in_the_middle)
     assert any_objects.get("k", timeout=20) == _version(2, size)
-    assert pulls[0] < 40
-    assert pulls[1:] == [40]
+    assert len(taken) < 80
+    assert taken[-40:] == list(range(40))
 
 
 # --- broken connections
@@ -261,24 +261,14 @@ def test_delete_that_loses_its_connection_deletes(
 
 
 @pytest.mark.parametrize("after", [True, False])
-def test_get_that_loses_its_connection_before_the_first_chunk_goes_on(
-    cut: ObjectBucket, proxy: CutProxy, objects: ObjectBucket, after: bool
+@pytest.mark.parametrize("call", [b"CONSUMER.CREATE", b"MSG.NEXT"])
+def test_get_that_loses_its_connection_goes_on(
+    cut: ObjectBucket, proxy: CutProxy, objects: ObjectBucket, call: bytes, after: bool
 ) -> None:
     objects.put("k", _version(1, 40 * CHUNK))
-    proxy.cut_at(b"CONSUMER.CREATE", after=after)
+    proxy.cut_at(call, after=after)
     assert cut.get("k") == _version(1, 40 * CHUNK)
     assert proxy.cuts == 1
-
-
-@pytest.mark.parametrize("after", [True, False])
-def test_get_that_loses_its_connection_among_the_chunks_is_told(
-    cut: ObjectBucket, proxy: CutProxy, objects: ObjectBucket, after: bool
-) -> None:
-    objects.put("k", _version(1, 40 * CHUNK))
-    proxy.cut_at(b"MSG.NEXT", after=after)
-    with pytest.raises(ConnectionLostError):
-        cut.get("k")
-    assert cut.get("k") == _version(1, 40 * CHUNK)
 
 
 def test_chunks_stay_where_a_lost_attempt_may_be_stored_though_the_next_is_refused() -> None:

@@ -1,4 +1,4 @@
-"""The chunks of an object bucket: written ahead of their acknowledgements, read back, removed."""
+"""The chunks of an object bucket: written ahead of their acknowledgements, and removed."""
 
 from __future__ import annotations
 
@@ -7,9 +7,7 @@ import re
 
 from mono_sync._durations import Deadline
 from mono_sync.connection import CoreConnection, Inbox, JetStream, read_ack
-from mono_sync.errors import ConnectionLostError, DigestMismatchError, MonoError
-from mono_sync.storage._values import ObjectInfo
-from mono_sync.storage.objects._meta import sha256
+from mono_sync.errors import ConnectionLostError, MonoError
 
 _log = logging.getLogger("mono_sync.storage")
 
@@ -43,29 +41,6 @@ class Chunks:
     def size(self) -> int:
         """Bytes of one chunk: what the server takes, if that is less than usual."""
         return min(_CHUNK, self._connection.server_info.max_payload)
-
-    def read(self, info: ObjectInfo, deadline: Deadline, *, direct: bool) -> bytes:
-        """Return the content of one version of an object.
-
-        Raises:
-            DigestMismatchError: chunks are missing or damaged.
-        """
-        content: bytes | bytearray = b""
-        subject = self._subject(info.nuid)
-        if info.chunks == 1:
-            only = self._jetstream.last(self._stream, subject, direct=direct, deadline=deadline)
-            content = b"" if only is None else only.data
-        elif info.chunks:
-            content = bytearray()
-            for message in self._jetstream.pull(
-                self._stream, subject, deadline, policy="all", batch=_IN_FLIGHT, count=info.chunks
-            ):
-                content += message.data
-        if len(content) != info.size:
-            raise DigestMismatchError(self._bucket, info.name, f"{len(content)} of {info.size} bytes are left")
-        if sha256(content) != info.digest:
-            raise DigestMismatchError(self._bucket, info.name, "the digest is wrong")
-        return bytes(content)
 
     def write(self, nuid: str, view: memoryview, size: int, deadline: Deadline) -> None:
         """Publish all chunks, a bounded number ahead of their acknowledgements; on failure remove them again."""

@@ -180,7 +180,8 @@ def to_info(bucket: str, meta: Json, revision: int) -> ObjectInfo:
     """Return a description as our own type."""
     headers = {name: tuple(values) for name, values in (meta.get("headers") or {}).items()}
     metadata = {name: str(value) for name, value in (meta.get("metadata") or {}).items()}
-    link = (meta.get("options") or {}).get("link")
+    options = meta.get("options") or {}
+    link = options.get("link")
     return ObjectInfo(
         bucket=bucket,
         name=meta["name"],
@@ -194,4 +195,5 @@ def to_info(bucket: str, meta: Json, revision: int) -> ObjectInfo:
         revision=revision,
         link=None if link is None else "/".join(filter(None, (link.get("bucket"), link.get("name")))),
         metadata=metadata,
+        chunk_size=max(0, int(options.get("max_chunk_size") or 0)),
     )

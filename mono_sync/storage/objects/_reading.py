@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TypeVar, overload
+import io
+from functools import partial
+from typing import Self, TypeVar, overload
 
 from mono_sync._durations import DEFAULT, Deadline, Timeout
-from mono_sync.errors import DigestMismatchError, ObjectChangedError, StorageError
+from mono_sync.errors import DigestMismatchError, ObjectChangedError, ObjectNotFoundError, StorageError
 from mono_sync.storage._values import ObjectInfo
 from mono_sync.storage.objects._catalog import Catalog
+from mono_sync.storage.objects._reader import ObjectReader
+from mono_sync.storage.objects._source import Source
 
 T = TypeVar("T")
 
-_READ_ATTEMPTS = 10
+_READ_ATTEMPTS = 100  # a few milliseconds each; many may be replacing it all the time
+_MOST_LINKS = 16
 
 
 class Reading(Catalog):
@@ -23,38 +28,98 @@ class Reading(Catalog):
     def get(self, key: str, default: T, *, timeout: Timeout = DEFAULT) -> bytes | T: ...
 
     def get(self, key: str, default: object = None, *, timeout: Timeout = DEFAULT) -> object:
-        """Return the bytes of an object, or ``default`` when it is missing.
+        """Return the bytes of an object, or ``default`` when it is missing. Links are followed.
 
         They are those of one version, and their digest has been verified.
 
         Raises:
             DigestMismatchError: chunks are missing or damaged.
             ObjectChangedError: it was replaced again and again while being read.
-            StorageError: it is a link to another object, which other NATS clients can make.
+            StorageError: it is a link to a bucket, or links lead in a circle.
         """
-        deadline, direct = self._deadline(timeout), self._direct
-        info = self._find(key, deadline)
+        deadline, previous = self._deadline(timeout), None
         for _ in range(_READ_ATTEMPTS):
-            if info is None:
+            found = self._resolve(key, deadline, direct=None if previous is None else False)
+            if found is None or found[1] == previous:  # no other one came: it expires, its chunks first
                 return default
-            if info.link is not None:
-                raise StorageError(f"object {key!r} of bucket {self._name!r} is a link to {info.link}: read that")
+            previous = found[1]
             try:
-                with self._errors(deadline, "reading object", key):
-                    return self._chunks.read(info, deadline, direct=direct)
-            except DigestMismatchError:
-                newer = self._find(key, deadline, direct=False)
-                if not direct and newer is not None and newer.nuid == info.nuid:
-                    if self._is_expiring(newer, deadline):
-                        return default
-                    raise
-                info, direct = newer, False  # the leader knows; other replicas may be behind
+                return found[0]._read(found[1], deadline)  # noqa: SLF001  # perhaps another bucket of this class
+            except ObjectChangedError:
+                continue
         raise ObjectChangedError(self._name, key)
 
-    def _is_expiring(self, info: ObjectInfo, deadline: Deadline) -> bool:
-        """Return whether chunks are missing because they, older than the description, have expired before it."""
-        if not self._expires:
-            return False
-        with self._errors(deadline, "reading object", info.name):
-            state = self._jetstream.stream_info(self._stream, deadline)["state"]
-        return bool(state["first_seq"] > info.revision - info.chunks)
+    def get_reader(self, key: str, *, timeout: Timeout = DEFAULT) -> ObjectReader:
+        """Open an object for reading. Links are followed.
+
+        Args:
+            key: its name.
+            timeout: deadline of this call, and of each call of the stream.
+
+        Raises:
+            ObjectNotFoundError: it is missing.
+            StorageError: it is a link to a bucket, or links lead in a circle.
+        """
+        found = self._resolve(key, self._deadline(timeout))
+        if found is None:
+            raise ObjectNotFoundError(self._name, key)
+        bucket, info = found
+        source = bucket._source(info)  # noqa: SLF001  # perhaps another bucket of this class
+        return ObjectReader(source, timeout=timeout, default_timeout=self._connection.config.call_timeout)
+
+    def _resolve(self, key: str, deadline: Deadline, *, direct: bool | None = None) -> tuple[Self, ObjectInfo] | None:
+        """Return the description of an object, and the bucket in which it is; links are followed."""
+        bucket, name = self, key
+        for _ in range(_MOST_LINKS):
+            info = bucket._find(name, deadline, direct=direct)
+            if info is None or info.link is None:
+                return None if info is None else (bucket, info)
+            target, is_object, name = info.link.partition("/")
+            if not is_object:
+                raise StorageError(f"object {key!r} of bucket {self._name!r} is a link to a bucket, {target!r}")
+            if target != bucket.name:
+                bucket = type(self).bind(self._connection, target, timeout=deadline)
+        raise StorageError(f"object {key!r} of bucket {self._name!r} is a link to a link, and so on without an end")
+
+    def _source(self, info: ObjectInfo) -> Source:
+        return Source(
+            self._connection,
+            self._jetstream,
+            self._stream,
+            info,
+            direct=self._direct,
+            mapped=lambda deadline: self._errors(deadline, "reading object", info.name),
+            check=partial(self._check, info),
+        )
+
+    def _read(self, info: ObjectInfo, deadline: Deadline) -> bytes:
+        """Return the content of a version."""
+        source, content = self._source(info), io.BytesIO()
+        try:
+            while content.tell() < info.size:
+                _, data = source.chunk_at(content.tell(), info.size, deadline)
+                if len(data) == info.size:
+                    return data
+                content.write(data)
+        finally:
+            source.close()
+        return content.getvalue()
+
+    def _check(self, info: ObjectInfo, deadline: Deadline) -> None:
+        """Return if all chunks of a version are there.
+
+        Raises:
+            ObjectChangedError: it was replaced, was deleted or expires.
+            DigestMismatchError: it should be there.
+        """
+        subject = f"$O.{self._name}.C.{info.nuid}"
+        state = self._jetstream.api(f"STREAM.INFO.{self._stream}", {"subjects_filter": subject}, deadline)["state"]
+        count = (state.get("subjects") or {}).get(subject, 0)
+        if count == info.chunks:
+            return
+        newest = self._find(info.name, deadline, direct=False)
+        if newest is None or newest.nuid != info.nuid:
+            raise ObjectChangedError(self._name, info.name)
+        if self._expires and state["first_seq"] > newest.revision - info.chunks:
+            raise ObjectChangedError(self._name, info.name)  # chunks are older than the description, and go first
+        raise DigestMismatchError(self._name, info.name, f"{count} of {info.chunks} chunks are left")

@@ -1,0 +1,51 @@
+"""What `open` can be told, as the built-in one."""
+
+from __future__ import annotations
+
+import io
+from typing import Literal, NamedTuple, TypeAlias
+
+from mono_sync.storage.objects._reader import ObjectReader
+
+BinaryReading: TypeAlias = Literal["rb", "br"]
+TextReading: TypeAlias = Literal["r", "rt", "tr"]
+
+
+class Mode(NamedTuple):
+    """A mode, taken apart.
+
+    Attributes:
+        action: ``"r"``.
+        text: whether a text stream is wanted.
+    """
+
+    action: str
+    text: bool
+
+
+def parse_mode(mode: str, *, encoding: str | None, errors: str | None, newline: str | None) -> Mode:
+    """Return what a mode means.
+
+    Raises:
+        TypeError: it is no str.
+        ValueError: there is none such, or options of text streams are given for a binary one.
+    """
+    if not isinstance(mode, str):
+        raise TypeError(f"a mode must be a str, not {type(mode).__name__}")
+    kinds = mode.replace("r", "", 1)
+    if "r" not in mode or kinds not in ("", "b", "t"):
+        raise ValueError(f"invalid mode {mode!r}: an object is opened with 'rb', or as text with 'r'")
+    options = {"encoding": encoding, "errors": errors, "newline": newline}
+    given = [name for name, value in options.items() if value is not None]
+    if given and kinds == "b":
+        raise ValueError(f"binary mode {mode!r} takes no {given[0]}")
+    return Mode("r", kinds != "b")
+
+
+def text_reader(
+    binary: ObjectReader, mode: str, *, encoding: str | None, errors: str | None, newline: str | None
+) -> io.TextIOWrapper:
+    """Return a text stream; its encoding is UTF-8 where none is given, on every machine."""
+    text = io.TextIOWrapper(binary, encoding or "utf-8", errors, newline)
+    text.mode = mode  # type: ignore[misc]  # as the built-in `open` does
+    return text

@@ -1,0 +1,296 @@
+"""An object as a stream to read from."""
+
+from __future__ import annotations
+
+import functools
+import io
+import os
+import threading
+import warnings
+from collections.abc import Callable
+from typing import Any, Concatenate, Final, NoReturn, ParamSpec, Self, TypeVar
+
+from typing_extensions import Buffer
+
+from mono_sync._durations import Deadline, Timeout
+from mono_sync.errors import ForkedError, StorageError
+from mono_sync.storage._values import ObjectInfo
+from mono_sync.storage.objects._source import Source
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_NOTHING: Final = (0, b"")
+
+
+def _alone(method: Callable[Concatenate[ObjectReader, P], T]) -> Callable[Concatenate[ObjectReader, P], T]:
+    """Let a method run in one thread at a time, on a stream that is open.
+
+    A lock that is taken at once or not at all stays locked where a signal handler raises right then; one that ``with``
+    takes does not. So a thread that comes in the same instant as another may wait for it.
+    """
+
+    @functools.wraps(method)
+    def call(self: ObjectReader, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        self._check_usable()
+        with self._turn:
+            return method(self, *args, **kwargs)
+
+    return call
+
+
+class ObjectReader(io.BufferedIOBase):
+    """One version of an object, as a binary stream: seekable, buffered, a context manager. One thread at a time.
+
+    Get one from `ObjectBucket.get_reader` or `ObjectBucket.open`. It does what a file that is opened with mode ``"rb"``
+    does, and whatever takes such a file takes it: `io.TextIOWrapper`, `zipfile`, `tarfile`, `csv`, `pickle`, `gzip`.
+
+    All that it returns belongs to the version that was the newest when it was opened. Where that is replaced, deleted
+    or expires meanwhile, it is read to its end, or `ObjectChangedError` is raised. Who reads all of it in order, in
+    whatever portions, gets no last byte before the digest has been verified; parts of it are checked for their size.
+
+    Chunks are fetched when they are read, some ahead of a reader who goes on and on: never more than 2 MiB, or the one
+    chunk that is larger. So memory stays bounded, however slowly it is read, and the server does not mind. A jump costs
+    the chunks that are read behind it, and at the first one a few questions where they are.
+
+    Connections that break and servers that start anew are nothing to the reader: he goes on where he was. A call that
+    raises, after its ``timeout`` or Ctrl-C for example, has not moved the position, and the next one does it again.
+
+    Every call may raise:
+
+    * `ObjectChangedError`: this version is gone.
+    * `DigestMismatchError`: chunks are missing or damaged. What was read before may be damaged as well.
+    * `OperationTimeoutError`: it took longer than the ``timeout`` that the stream was opened with.
+    * `ConnectionClosedError`, `BucketNotFoundError`: the connection was closed, the bucket deleted.
+    * `StorageError`: another thread is in a call at this moment.
+    * ``ValueError``: the stream is closed.
+    * `ForkedError`: it belongs to the parent process.
+
+    One that is dropped without `close` gives a `ResourceWarning`; the server then forgets it within ten seconds.
+
+    Attributes:
+        mode: always ``"rb"``.
+    """
+
+    mode: str = "rb"
+
+    def __init__(self, source: Source, *, timeout: Timeout, default_timeout: float | None) -> None:
+        super().__init__()
+        self._source = source
+        self._timeout = timeout
+        self._default_timeout = default_timeout
+        self._turn = threading.Lock()
+        self._pid = os.getpid()
+        self._position = 0
+        self._held = _NOTHING  # the chunk that was read last, and where it begins
+
+    # --- what is read
+
+    @property
+    def info(self) -> ObjectInfo:
+        """What the bucket knew of the object when it was opened; of a link, its target."""
+        return self._source.info
+
+    @property
+    def name(self) -> str:
+        """Name of the object; of a link, its target."""
+        return self.info.name
+
+    def readable(self) -> bool:
+        """Return True."""
+        self._check_usable()
+        return True
+
+    def seekable(self) -> bool:
+        """Return True."""
+        self._check_usable()
+        return True
+
+    # --- reading
+
+    @_alone
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Return so many bytes, or as many as there are; all that are left where ``size`` is negative or None."""
+        size = self._clamp(size)
+        start, data = self._held
+        begin = self._position - start
+        if 0 <= begin <= begin + size <= len(data):
+            self._position += size
+            return data[begin : begin + size]
+        gathered = io.BytesIO()
+        self._transfer(size, gathered.write)
+        return gathered.getvalue()
+
+    @_alone
+    def read1(self, size: int | None = -1, /) -> bytes:
+        """Return up to so many bytes of one chunk, at least one before the end; the rest of it without a size."""
+        piece = self._piece(self._clamp(size), need=1 if size is None or size < 0 else size)
+        self._position += len(piece)
+        return bytes(piece)
+
+    @_alone
+    def readinto(self, buffer: Buffer, /) -> int:
+        """Fill a buffer, as far as there are bytes, and return how many."""
+        with _bytes_of(buffer) as view:
+            filled = 0
+
+            def put(piece: memoryview) -> None:
+                nonlocal filled
+                view[filled : filled + len(piece)] = piece
+                filled += len(piece)
+
+            self._transfer(self._clamp(len(view)), put)
+            return filled
+
+    @_alone
+    def readinto1(self, buffer: Buffer, /) -> int:
+        """Put bytes of one chunk into a buffer, at least one before the end, and return how many."""
+        with _bytes_of(buffer) as view:
+            piece = self._piece(self._clamp(len(view)), need=len(view))
+            view[: len(piece)] = piece
+            self._position += len(piece)
+            return len(piece)
+
+    @_alone
+    def peek(self, size: int = 0, /) -> bytes:  # noqa: ARG002  # as of a file, of no consequence
+        """Return the rest of a chunk, at least one byte before the end, and leave the position where it is."""
+        return bytes(self._piece(self._clamp(-1), need=1))
+
+    @_alone
+    def readline(self, size: int | None = -1, /) -> bytes:
+        """Return the next line with its end, or up to so many bytes of it."""
+        start, data = self._held
+        begin = self._position - start
+        if begin >= 0 and (size is None or size < 0):  # nearly always
+            end = data.find(b"\n", begin) + 1
+            if end:
+                self._position = start + end
+                return data[begin:end]
+        left, position, pieces = self._clamp(size), self._position, list[bytes]()
+        deadline = self._deadline()
+        while left:
+            start, data = self._chunk_at(position, 1, deadline)
+            begin = position - start
+            end = data.find(b"\n", begin, begin + left) + 1
+            piece = data[begin : end or begin + left]
+            pieces.append(piece)
+            position, left = position + len(piece), 0 if end else left - len(piece)
+        self._position = position
+        return b"".join(pieces)
+
+    def readlines(self, hint: int | None = -1, /) -> list[bytes]:
+        """Return the lines that are left, or until they are more than ``hint`` bytes."""
+        position = self.tell()
+        try:
+            return super().readlines(-1 if hint is None else hint)
+        except BaseException:
+            self._position = position
+            raise
+
+    # --- the position
+
+    @_alone
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        """Change the position, and return it; nothing is fetched."""
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self.info.size}.get(whence)
+        if base is None:
+            raise ValueError(f"whence must be 0, 1 or 2, not {whence!r}")
+        position = base + offset
+        if position < 0:
+            raise ValueError(f"negative position: {position}")
+        self._position = position
+        return position
+
+    @_alone
+    def tell(self) -> int:
+        """Return the position."""
+        return self._position
+
+    # --- the end
+
+    def __enter__(self) -> Self:
+        self._check_usable()
+        return self
+
+    def close(self) -> None:
+        """Close the stream, and leave nothing on the server. Idempotent."""
+        if self.closed:
+            return
+        if self._pid != os.getpid():
+            self._source.abandon()
+            super().close()
+            return
+        self._check_usable()
+        with self._turn:
+            try:
+                self._source.close()
+            finally:
+                super().close()
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(f"cannot pickle {self!r}: it is a stream")
+
+    def _dealloc_warn(self, owner: object, warn: Any = warnings.warn) -> None:
+        """Warn in the name of a text stream that is collected, whose end closes this one; CPython calls it."""
+        warn(f"unclosed {owner!r}: call close() or use it as a context manager", ResourceWarning)
+        self._source.abandon()
+
+    def __del__(self) -> None:
+        source = getattr(self, "_source", None)
+        if source is not None and not self.closed and self._pid == os.getpid():
+            self._dealloc_warn(self)
+
+    def __repr__(self) -> str:
+        if getattr(self, "_source", None) is None:
+            return f"<{type(self).__name__}>"
+        state = "closed" if self.closed else f"at {self._position} of {self.info.size}"
+        return f"<{type(self).__name__} {self.name!r} of bucket {self.info.bucket!r}, {state}>"
+
+    # ---
+
+    def _check_usable(self) -> None:
+        if self._pid != os.getpid():
+            raise ForkedError(f"{self!r} belongs to the parent process: open it anew in this one")
+        if self.closed:
+            raise ValueError(f"I/O operation on {self!r}")
+        if self._turn.locked():
+            raise StorageError(f"{self!r} is in use: one thread at a time")
+
+    def _deadline(self) -> Deadline:
+        return Deadline.of(self._timeout, self._default_timeout)
+
+    def _clamp(self, size: int | None) -> int:
+        """Return how many bytes of a wanted size there are."""
+        left = max(0, self.info.size - self._position)
+        return left if size is None or size < 0 else min(size, left)
+
+    def _chunk_at(self, position: int, need: int, deadline: Deadline) -> tuple[int, bytes]:
+        start, data = self._held
+        if not start <= position < start + len(data):
+            self._held = self._source.chunk_at(position, need, deadline)
+        return self._held
+
+    def _piece(self, size: int, *, need: int) -> memoryview:
+        """Return up to so many bytes of the chunk at the position."""
+        if not size:
+            return memoryview(b"")
+        start, data = self._chunk_at(self._position, need, self._deadline())
+        begin = self._position - start
+        return memoryview(data)[begin : begin + size]
+
+    def _transfer(self, size: int, put: Callable[[memoryview], object]) -> None:
+        """Pass on so many bytes, and move the position when all have been."""
+        position, end, deadline = self._position, self._position + size, self._deadline()
+        while position < end:
+            start, data = self._chunk_at(position, end - position, deadline)
+            piece = memoryview(data)[position - start : end - start]
+            put(piece)
+            position += len(piece)
+        self._position = position
+
+
+def _bytes_of(buffer: Buffer) -> memoryview:
+    view = memoryview(buffer)
+    if view.readonly:
+        raise TypeError(f"a buffer that can be written to is wanted, not {type(buffer).__name__}")
+    return view.cast("B")
