@@ -86,6 +86,7 @@ from mono_sync.errors import (
     StorageError,
     StoreInUseError,
     UnsupportedByServerError,
+    UploadLostError,
     ValueTooLargeError,
 )
 from mono_sync.loop import LoopThread
@@ -221,6 +222,7 @@ __all__ = [
     "Transaction",
     "TypedBucket",
     "UnsupportedByServerError",
+    "UploadLostError",
     "UsePluginModule",
     "ValueTooLargeError",
     "Watcher",

@@ -3,35 +3,40 @@
 from __future__ import annotations
 
 import json
-import logging
+from contextlib import AbstractContextManager
+from typing import Final
 
-from mono_sync._durations import DEFAULT, Deadline, Timeout
+from mono_sync._durations import DEFAULT, Deadline, Duration, Timeout, to_ttl
 from mono_sync.adapter import Payload, check_payload
-from mono_sync.connection import Json, StoredMessage, is_conflict
-from mono_sync.errors import (
-    JetStreamAPIError,
-    MessageError,
-    NoRespondersError,
-    OperationTimeoutError,
-    StorageError,
-    ValueTooLargeError,
-)
+from mono_sync.connection import CoreConnection, Json, StoredMessage, direct_question
+from mono_sync.errors import ValueTooLargeError
+from mono_sync.storage._config import MAX_SECONDS
 from mono_sync.storage._values import ObjectInfo
-from mono_sync.storage.objects._chunks import clean_up_deadline
-from mono_sync.storage.objects._meta import Headers, deletion, new_meta, read_meta, to_info
+from mono_sync.storage.objects._committing import Commit, Condition
+from mono_sync.storage.objects._meta import Headers, deletion, new_meta
+from mono_sync.storage.objects._progress import Progress, Reporter
 from mono_sync.storage.objects._reading import Reading
+from mono_sync.storage.objects._sink import Sinks
+from mono_sync.storage.objects._source_file import Readable, check_readable, chunks_of, size_of
+from mono_sync.storage.objects._upload import COMMIT_TIME, Upload
+from mono_sync.storage.objects._writer import ObjectWriter
 
-_log = logging.getLogger("mono_sync.storage")
-
-_HEADERS = 256  # of a description, at most
+_HEADERS: Final = 256  # of a description, at most
+_LONGEST_UPLOAD: Final = 24 * 3600.0
+"""Seconds that an upload may take whose object has a time to live."""
 
 
 class Writing(Reading):
     """The part of an object bucket that writes."""
 
-    def set(self, key: str, data: Payload, *, timeout: Timeout = DEFAULT) -> None:
-        """Store an object, replacing what was there. Errors as for `put`."""
-        self.put(key, data, timeout=timeout)
+    def __init__(self, connection: CoreConnection, name: str, info: Json, *, stale_reads: bool) -> None:
+        super().__init__(connection, name, info, stale_reads=stale_reads)
+        self._replicated = info["config"]["num_replicas"] > 1
+        self._sinks = Sinks(connection, self._jetstream, self._writer, name, self._stream)
+
+    def set(self, key: str, data: Payload, *, ttl: Duration | None = None, timeout: Timeout = DEFAULT) -> None:
+        """Store an object, replacing what was there. Arguments and errors as for `put`."""
+        self.put(key, data, ttl=ttl, timeout=timeout)
 
     def put(
         self,
@@ -40,6 +45,8 @@ class Writing(Reading):
         *,
         description: str = "",
         headers: Headers | None = None,
+        ttl: Duration | None = None,
+        if_match: ObjectInfo | int | None = None,
         timeout: Timeout = DEFAULT,
     ) -> ObjectInfo:
         """Store an object, replacing what was there, and return what the bucket knows of it.
@@ -47,86 +54,190 @@ class Writing(Reading):
         The new version becomes visible as a whole at the end, and the old one is removed after that. When anything goes
         wrong before, the old one stays, and what was written of the new one is removed again. That may take a quarter
         of a second beyond the deadline, or after an interrupt; where the server does not answer by then, and where an
-        interrupt comes in the last step, chunks that nothing refers to may be left behind.
+        interrupt comes in the last step, chunks that nothing refers to may be left behind, which `sweep` removes.
 
         Args:
             key: its name.
             data: its bytes.
             description: for people.
             headers: by name, one value or several.
+            ttl: the object expires as a whole after this time, in seconds or as ``timedelta``, rounded up to whole
+                seconds, at least 1; needs nats-server 2.11.
+            if_match: replace only this version, given as its revision or its `ObjectInfo`; 0: store it only if there is
+                none. Decided at the end, in one step.
             timeout: total deadline.
 
         Raises:
             BucketFullError: the bucket's limit is reached; old and new version need room together.
+            KeyExistsError: there is an object, and ``if_match`` is 0.
+            RevisionMismatchError: it is not at the revision ``if_match``.
             InvalidHeaderError: a header that no message could carry; nothing was sent.
             ValueTooLargeError: name, description and headers are more than the server takes in one message.
+            UploadLostError: its chunks are gone: somebody has reset the bucket.
+            ValueError: a ttl of less than a second, or longer than the server can count.
+            UnsupportedByServerError: a ttl, and a server that knows none.
+            BucketConfigError: a ttl, and a bucket that another client made without a TTL per message.
+        """
+        deadline, view = self._deadline(timeout), _sliceable(data)
+        condition = Condition.of(key, if_match)
+        upload, size = self._begin(key, condition, description, headers, ttl=ttl, deadline=deadline)
+        for start in range(0, len(view), size):
+            upload.add(bytes(view[start : start + size]), deadline)
+        return upload.finish(deadline)
+
+    def put_reader(
+        self,
+        key: str,
+        fileobj: Readable,
+        *,
+        description: str = "",
+        headers: Headers | None = None,
+        ttl: Duration | None = None,
+        if_match: ObjectInfo | int | None = None,
+        progress: Progress | None = None,
+        timeout: Timeout = DEFAULT,
+    ) -> ObjectInfo:
+        """Store what a binary file has from its present position on, as `put` does, and return what the bucket knows.
+
+        Memory stays bounded, however large it is. The file is read in the calling thread, and may block there: between
+        two reads the deadline is looked at.
+
+        Args:
+            key: its name.
+            fileobj: has ``read(size)``, which may return less than it was asked for, and returns nothing at the end.
+            description: for people.
+            headers: by name, one value or several.
+            ttl: as for `put`.
+            if_match: as for `put`.
+            progress: a function, called with the bytes stored so far and those in all (None where that is not known);
+                or an object with ``total`` and ``update(n)``, such as a bar of tqdm. It is called in this thread; when
+                it raises, nothing is stored.
+            timeout: total deadline; for large files give one, or None.
+
+        Raises:
+            TypeError: the file is a text file, or has no ``read``.
+            BlockingIOError: the file does not block, and has no data now.
+            Exception: whatever the file or ``progress`` raises. Otherwise as `put`.
         """
         deadline = self._deadline(timeout)
-        self._meta_subject(key)
-        view = memoryview(check_payload(data))
-        size = self._chunks.size
-        meta = new_meta(self._name, key, view, chunk=size, description=description, headers=headers)
-        if (length := len(json.dumps(meta))) > (limit := self._connection.server_info.max_payload) - _HEADERS:
-            reason = f"name, description and headers go into one message, and the server takes up to {limit} bytes"
-            raise ValueTooLargeError(self._name, key, length, reason)
-        with self._errors(deadline, "storing object", key, len(view)):
-            self._chunks.write(meta["nuid"], view, size, deadline)
-            revision = self._commit(meta, deadline)
-        return to_info(self._name, meta, revision)
+        check_readable(fileobj)
+        reporter = Reporter(progress, size_of(fileobj))
+        condition = Condition.of(key, if_match)
+        upload, size = self._begin(key, condition, description, headers, ttl=ttl, deadline=deadline)
+        try:
+            for chunk in chunks_of(fileobj, size):
+                upload.add(chunk, deadline)
+                reporter.report(upload.stored)
+            return upload.finish(deadline, reporter)
+        except BaseException as error:
+            upload.abort(error, deadline)
+            raise
 
     def delete(self, key: str, *, timeout: Timeout = DEFAULT) -> None:
         """Delete an object; deleting a missing one is no error."""
         deadline = self._deadline(timeout)
+        commit = self._committing(key, Condition(), {}, "deleting object")
         with self._errors(deadline, "deleting object", key):
             newest = self._last_meta(key, deadline, direct=False)
-            if self._replaceable(newest) is not None:
-                self._commit(deletion(self._name, key), deadline)
+            if commit.check(newest) is not None:
+                commit.commit(deletion(self._name, key), newest, deadline)
 
-    def _commit(self, meta: Json, deadline: Deadline) -> int:
-        """Publish a description on top of exactly the version that it replaces, and remove that one's chunks.
+    def _new_writer(
+        self,
+        key: str,
+        *,
+        exclusive: bool,
+        if_match: ObjectInfo | int | None,
+        description: str,
+        headers: Headers | None,
+        ttl: Duration | None,
+        timeout: Timeout,
+    ) -> ObjectWriter:
+        """Return the stream for a new version of an object; ``exclusive``: there must be none."""
+        if exclusive and if_match is not None:
+            raise ValueError("a mode with 'x' takes no if_match: there must be no object")
+        default = self._connection.config.call_timeout
+        Deadline.of(timeout, default)  # is checked at once
+        condition = Condition(0) if exclusive else Condition.of(key, if_match)
+        upload, size = self._begin(key, condition, description, headers, ttl=ttl, deadline=Deadline(None))
+        return ObjectWriter(upload, key, size, exclusive=exclusive, timeout=default if timeout is DEFAULT else timeout)
 
-        Several writers at once replace each other one after the other, so each version's chunks are removed by the one
-        who replaced it. The new chunks are removed when it is certain that nothing refers to them.
-        """
-        key, subject, payload = meta["name"], self._meta_subject(meta["name"]), json.dumps(meta).encode()
-        operation = self._describe("storing object", key)
-        maybe_stored = False
-        try:
-            while True:
-                newest = self._last_meta(key, deadline, direct=False)
-                replaced = self._replaceable(newest)
-                maybe_stored = True
-                try:
-                    revision = self._writer.store(
-                        subject, payload, {"Nats-Rollup": "sub"}, deadline, operation, expected=_revision(newest)
-                    )
-                except (JetStreamAPIError, MessageError, NoRespondersError) as error:
-                    maybe_stored = False
-                    if not isinstance(error, JetStreamAPIError) or not is_conflict(error):
-                        raise
-                except OperationTimeoutError as error:
-                    maybe_stored = error.sent
-                    raise
-                else:
-                    return self._committed(revision, replaced, deadline)
-        except BaseException as error:
-            if not maybe_stored:
-                self._chunks.discard(meta["nuid"], clean_up_deadline(error, deadline))
-            raise
+    # --- the steps of an upload
 
-    def _replaceable(self, message: StoredMessage | None) -> Json | None:
-        """Return the description of what is going to be replaced: None for nothing, empty if it cannot be read."""
-        try:
-            return None if message is None else read_meta(self._name, message)
-        except StorageError as error:
-            _log.warning("%s; it is replaced, and its chunks, if there are any, are left behind", error)
-            return {}
+    def _begin(
+        self,
+        key: str,
+        condition: Condition,
+        description: str,
+        headers: Headers | None,
+        *,
+        ttl: Duration | None,
+        deadline: Deadline,
+    ) -> tuple[Upload, int]:
+        """Return an upload, of which nothing has been sent, and the size of its chunks."""
+        self._meta_subject(key)
+        size, seconds = self._sinks.chunk_size, self._ttl(ttl)
+        meta = new_meta(self._name, key, _NOTHING, chunk=size, description=description, headers=headers)
+        if (length := len(json.dumps(meta))) > (limit := self._connection.server_info.max_payload) - _HEADERS:
+            reason = f"name, description and headers go into one message, and the server takes up to {limit} bytes"
+            raise ValueTooLargeError(self._name, key, length, reason)
+        lives, chunks_live, longest = dict[str, str](), dict[str, str](), None
+        if seconds is not None:
+            remaining = deadline.remaining
+            longest = _LONGEST_UPLOAD if remaining is None else min(remaining, _LONGEST_UPLOAD)
+            later = min(seconds + int(longest + COMMIT_TIME) + 1, MAX_SECONDS)
+            lives, chunks_live = {"Nats-TTL": str(seconds)}, {"Nats-TTL": str(later)}
+        doing = "storing object"
+        commit, operation = self._committing(key, condition, lives, doing), self._describe(doing, key)
+        return Upload(self._sinks, meta, chunks_live, commit, longest=longest, operation=operation), size
 
-    def _committed(self, revision: int, replaced: Json | None, deadline: Deadline) -> int:
-        if replaced is not None:
-            self._chunks.discard(replaced.get("nuid", ""), clean_up_deadline(None, deadline))
-        return revision
+    def _committing(self, key: str, condition: Condition, headers: dict[str, str], doing: str) -> Commit:
+        subject = self._meta_subject(key)
+
+        def look(deadline: Deadline) -> StoredMessage | None:
+            return self._jetstream.last(self._stream, subject, direct=False, deadline=deadline)
+
+        def errors(deadline: Deadline, size: int) -> AbstractContextManager[None]:
+            return self._errors(deadline, doing, key, size)
+
+        return Commit(
+            self._writer,
+            self._sinks,
+            bucket=self._name,
+            key=key,
+            subject=subject,
+            look=look,
+            question=direct_question(self._stream, subject) if self._answers_at_once(condition) else None,
+            errors=errors,
+            condition=condition,
+            headers=headers,
+            operation=self._describe(doing, key),
+        )
+
+    def _answers_at_once(self, condition: Condition) -> bool:
+        """Return whether it makes sense to ask any replica what is there."""
+        may_be_behind = self._replicated and condition.revision is not None
+        return self._direct and not may_be_behind and self._jetstream.takes_direct(self._stream)
+
+    def _ttl(self, ttl: Duration | None) -> int | None:
+        seconds = to_ttl(ttl)
+        if seconds is None:
+            return None
+        if seconds > MAX_SECONDS:
+            raise ValueError(f"ttl must be at most {MAX_SECONDS} seconds, the server's largest: {ttl!r}")
+        self._connection.server_info.require("a TTL per object", "2.11.0")
+        return seconds
 
 
-def _revision(message: StoredMessage | None) -> int:
-    return 0 if message is None else message.sequence
+_NOTHING: Final = memoryview(b"")
+
+
+def _sliceable(data: Payload) -> bytes | memoryview:
+    """Return the bytes of an object without copying them.
+
+    Raises:
+        TypeError: it is not bytes-like; for a str the message says to encode it.
+    """
+    if isinstance(data, (bytearray, memoryview)) and memoryview(data).c_contiguous:
+        return memoryview(data).cast("B")
+    return check_payload(data)
