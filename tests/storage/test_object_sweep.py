@@ -12,9 +12,9 @@ import pytest
 
 import mono_sync
 from mono_sync import BucketFullError, Connection, ObjectBucket, UploadLostError
-from mono_sync.connection import Inbox
+from mono_sync.connection import Inbox, StoredMessage
 from mono_sync.storage.objects import _sink, _upload, _writing
-from mono_sync.storage.objects._sweep import GIVEN_UP
+from mono_sync.storage.objects._sweep import GIVEN_UP, Sweep
 from tests.storage.conftest import NewObjects
 from tests.storage.helpers import chunk_subjects, raw_objects
 from tests.support.threads import Background
@@ -121,6 +121,24 @@ def test_marks_that_a_killed_sweep_has_left_are_removed(any_objects: ObjectBucke
     left = leave_chunks(any_objects)
     raw.put(left, b"", {GIVEN_UP: "1"})
     assert any_objects.sweep(older_than=0) >= 3
+    assert list(chunk_subjects(any_objects).values()) == [3]
+    assert any_objects.get("k") == content(1)
+
+
+def test_object_that_the_first_look_has_missed_keeps_its_chunks_and_loses_the_mark(
+    any_objects: ObjectBucket, no_grace: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one might that is renamed at that moment."""
+    any_objects.put("k", content(1))
+    look, marked = Sweep._newest_descriptions, list[int]()
+
+    def look_badly_first(self: Sweep) -> list[StoredMessage]:
+        marked.append(sum(chunk_subjects(any_objects).values()))
+        return look(self) if len(marked) > 1 else []
+
+    monkeypatch.setattr(Sweep, "_newest_descriptions", look_badly_first)
+    assert any_objects.sweep(older_than=0) == 0
+    assert marked == [3, 4]
     assert list(chunk_subjects(any_objects).values()) == [3]
     assert any_objects.get("k") == content(1)
 

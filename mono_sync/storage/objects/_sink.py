@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
+import math
 import re
 import time
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Final, NoReturn
 
 from mono_sync._durations import Deadline
@@ -48,7 +48,6 @@ _CLEAN_UP_TIMEOUT = 5.0
 _LEAST_CLEAN_UP_TIMEOUT = 0.25
 _LOOKS: Final = 20
 _LAST, _ASKED = "last", "asked"
-_NONE: Final = MappingProxyType[str, str]({})
 _FOR_EVER: Final = Deadline(None)
 
 
@@ -90,7 +89,7 @@ class Sinks:
             self._jetstream,
             self._writer,
             stream=self._stream,
-            subject=self._subject(nuid),
+            subject=self.subject(nuid),
             headers=headers,
             operation=operation,
         )
@@ -101,7 +100,7 @@ class Sinks:
             return
         while True:
             try:
-                self._jetstream.purge(self._stream, self._subject(nuid), deadline)
+                self._jetstream.purge(self._stream, self.subject(nuid), deadline)
                 return
             except ConnectionLostError:
                 continue  # purging twice does no harm
@@ -109,7 +108,8 @@ class Sinks:
                 _log.warning("bucket %s: chunks %s may be left behind: %s", self._bucket, nuid, error)
                 return
 
-    def _subject(self, nuid: str) -> str:
+    def subject(self, nuid: str) -> str:
+        """Return where the chunks of a version go."""
         return f"$O.{self._bucket}.C.{nuid}"
 
 
@@ -136,6 +136,7 @@ class Sink:
         count: chunks sent, or found there.
         stored: bytes that the server has acknowledged.
         touched: whether anything has been sent.
+        cautious: whether to look at the end if all chunks are there and nothing else, however soon that is.
     """
 
     def __init__(
@@ -152,12 +153,13 @@ class Sink:
         self.count: int = 0
         self.stored: int = 0
         self.touched: bool = False
+        self.cautious: bool = False
         self._connection = connection
         self._jetstream = jetstream
         self._writer = writer
         self._stream = stream
         self._subject = subject
-        self._id = subject.rpartition(".")[2]
+        self._id: str | None = None  # of this attempt, with which those of its chunks begin
         self._headers = headers
         self._operation = operation
         self._inbox: Inbox | None = None
@@ -176,9 +178,15 @@ class Sink:
         """Seconds since the first chunk was sent."""
         return 0.0 if self._started is None else time.monotonic() - self._started
 
+    def go_on(self, chunks: int, newest: int, size: int, age: float) -> None:
+        """Take what an earlier attempt has stored for the beginning."""
+        self.count = self._sent = chunks
+        self.stored, self._newest = size, newest
+        self.touched, self._started, self._latest = True, time.monotonic() - age, -math.inf
+
     # --- all chunks but the last
 
-    def send(self, data: bytes, deadline: Deadline, headers: Mapping[str, str] = _NONE) -> None:
+    def send(self, data: bytes, deadline: Deadline, headers: Mapping[str, str]) -> None:
         """Send a chunk; wait for acknowledgements while too many are missing."""
         now = time.monotonic()
         if self.touched and now - self._latest > STALE:
@@ -186,6 +194,8 @@ class Sink:
             return
         while self._is_full:
             self._wait(deadline)
+        if self._id is None:
+            self._id = self._connection.new_id(deadline)
         block = encode_known_headers({_ID: f"{self._id}.{self.count}", **self._headers, **headers})
         self._under_way[self.count] = data, block
         self._bytes_under_way += len(data)
@@ -306,8 +316,7 @@ class Sink:
         Raises:
             ChunksLostError: it holds others than the first of those that were sent.
         """
-        assert self._inbox is not None
-        self._losses = self._inbox.losses
+        self._losses = self._open().losses
         count, sequence = self._look(deadline)
         for index in [index for index in self._under_way if index < count]:
             self._acknowledge(index, sequence)
@@ -339,24 +348,20 @@ class Sink:
             return 0 if acknowledged == 0 else None
         if newest.sequence == self._newest:
             return acknowledged
-        name, _, index = newest.headers.get(_ID, "").rpartition(".")
+        name, _, index = newest.headers.get(_ID, "").partition(".")
         return int(index) + 1 if name == self._id and int(index) in self._under_way else None
 
     # --- the last chunk
 
     def begin_last(
-        self,
-        data: bytes,
-        deadline: Deadline,
-        question: tuple[str, bytes] | None = None,
-        headers: Mapping[str, str] = _NONE,
+        self, data: bytes, deadline: Deadline, headers: Mapping[str, str], question: tuple[str, bytes] | None
     ) -> Write:
         """Send the last chunk after all others are acknowledged; `end_last` waits for its acknowledgement.
 
         With it goes a question, by its subject and payload, about which `end_last` tells the answer.
         """
         self.drain(deadline)
-        if self.count and self.age > STALE:
+        if self.count and (self.cautious or self.age > STALE):
             self._compare(deadline)
         write = self._prepare(data, deadline, headers)
         asked: list[Question] = [(self._subject, data, write.block, _LAST)]
@@ -408,7 +413,7 @@ class Sink:
             self._check(error)
 
     def _prepare(self, data: bytes, deadline: Deadline, headers: Mapping[str, str]) -> Write:
-        expected = self._newest if self.count else None
+        expected = self._newest if self.count or self.cautious else None
         together = {**self._headers, **headers}
         return self._writer.prepare(self._subject, data, together, deadline, self._operation, expected=expected)
 

@@ -57,7 +57,7 @@ class Sweep:
     def run(self) -> int:
         """Do it; return how many chunks were removed."""
         now, counts = self._chunks()
-        described = _described(self._newest_descriptions())
+        described = described_in(self._newest_descriptions())
         self._clear_marks({name: count for name, count in counts.items() if count > described.get(name, count)})
         marked, removed = dict[str, int](), 0
         for name in counts.keys() - described.keys():
@@ -71,7 +71,7 @@ class Sweep:
                 marked[name] = mark
         if not marked:
             return removed
-        described = _described([*self._newest_descriptions(), *self._all_descriptions()])
+        described = described_in([*self._newest_descriptions(), *self._all_descriptions()])
         for name, sequence in marked.items():
             if name in described:
                 self._delete(sequence)
@@ -148,7 +148,7 @@ class Sweep:
         return removed
 
 
-def _described(messages: Iterable[StoredMessage]) -> dict[str, int]:
+def described_in(messages: Iterable[StoredMessage]) -> dict[str, int]:
     """Return the names of the chunks that descriptions refer to, and how many there should be."""
     return {name: count for message in messages for name, count in _reference(message)}
 

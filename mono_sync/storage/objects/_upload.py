@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Final, Protocol
 
@@ -14,6 +14,7 @@ from mono_sync.errors import StorageError, UploadLostError
 from mono_sync.storage._values import ObjectInfo
 from mono_sync.storage.objects._meta import digest_of, new_time, to_info
 from mono_sync.storage.objects._progress import Reporter
+from mono_sync.storage.objects._resuming import Found, prefix_header
 from mono_sync.storage.objects._sink import ChunksLostError, Sink, Sinks, clean_up_deadline
 
 COMMIT_TIME: Final = 120.0
@@ -56,6 +57,7 @@ class Upload:
         committer: what stores the description.
         longest: seconds that it may take until the last step, for its chunks will expire; None: they stay.
         operation: what to call it in errors.
+        resumable: whether what was stored stays when it fails, so that another attempt can go on from there.
 
     Attributes:
         size: bytes so far.
@@ -70,6 +72,7 @@ class Upload:
         *,
         longest: float | None,
         operation: str,
+        resumable: bool = False,
     ) -> None:
         self.size: int = 0
         self._sinks = sinks
@@ -77,8 +80,10 @@ class Upload:
         self._committer = committer
         self._longest = longest
         self._sink: Sink = sinks.new(meta["nuid"], headers, operation)
+        self._sink.cautious = resumable  # another upload may go by the same name
         self._hash = hashlib.sha256()
-        self._held: bytes | None = None  # the last chunk so far: the last of all is sent in another way
+        self._held: tuple[bytes, dict[str, str]] | None = None  # the last so far: the last of all is sent otherwise
+        self._resumable = resumable
         self._ended = False
 
     @property
@@ -89,11 +94,20 @@ class Upload:
     def add(self, chunk: bytes, deadline: Deadline) -> None:
         """Take a chunk; all but the last must be of one size."""
         with self._guarded(deadline):
-            held, self._held = self._held, chunk
-            if held is not None:
-                self._sink.send(held, deadline)
+            if self._held is not None:
+                data, headers = self._held
+                self._sink.send(data, deadline, headers)
             self._hash.update(chunk)
             self.size += len(chunk)
+            self._held = chunk, prefix_header(self.size, self._hash) if self._resumable else {}
+
+    def resume(self, find: Callable[[], Found | None], deadline: Deadline) -> None:
+        """Go on from what an earlier attempt has stored, if it has."""
+        with self._guarded(deadline):
+            found = find()
+            if found is not None:
+                self.size, self._hash = found.size, found.content
+                self._sink.go_on(found.chunks, found.newest, found.size, found.age)
 
     def flush(self, deadline: Deadline) -> None:
         """Wait until all chunks but the last are acknowledged."""
@@ -106,7 +120,8 @@ class Upload:
             sink, committer = self._sink, self._committer
             answer = None
             if self._held is not None:
-                last = sink.begin_last(self._held, deadline, committer.question)
+                data, headers = self._held
+                last = sink.begin_last(data, deadline, headers, committer.question)
                 deadline = deadline.at_most(COMMIT_TIME)
                 answer = sink.end_last(last, deadline)
                 sink.close()
@@ -131,7 +146,7 @@ class Upload:
         clean_up = clean_up_deadline(reason, deadline)
         self._sink.settle(clean_up)
         self._sink.close()
-        if self._sink.touched and not self._committer.in_doubt:
+        if self._sink.touched and not (self._resumable or self._committer.in_doubt):
             self._sinks.discard(self._meta["nuid"], clean_up)
 
     def _check_lifetime(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from contextlib import AbstractContextManager
 from datetime import timedelta
-from typing import Final
+from typing import Any, Final
 
 from mono_sync._durations import DEFAULT, Deadline, Duration, Timeout, to_seconds, to_ttl
 from mono_sync.adapter import Payload, check_payload
@@ -14,12 +14,13 @@ from mono_sync.errors import ValueTooLargeError
 from mono_sync.storage._config import MAX_SECONDS
 from mono_sync.storage._values import ObjectInfo
 from mono_sync.storage.objects._committing import Commit, Condition
-from mono_sync.storage.objects._meta import Headers, deletion, new_meta
+from mono_sync.storage.objects._meta import Headers, deletion, new_meta, read_meta, to_info
 from mono_sync.storage.objects._progress import Progress, Reporter
 from mono_sync.storage.objects._reading import Reading
-from mono_sync.storage.objects._sink import Sinks
+from mono_sync.storage.objects._resuming import Found, Resumption, check_seekable, name_of_chunks
+from mono_sync.storage.objects._sink import ChunksLostError, Sinks
 from mono_sync.storage.objects._source_file import Readable, check_readable, chunks_of, size_of
-from mono_sync.storage.objects._sweep import Sweep
+from mono_sync.storage.objects._sweep import Sweep, described_in
 from mono_sync.storage.objects._upload import COMMIT_TIME, Upload
 from mono_sync.storage.objects._writer import ObjectWriter
 
@@ -100,6 +101,7 @@ class Writing(Reading):
         ttl: Duration | None = None,
         if_match: ObjectInfo | int | None = None,
         progress: Progress | None = None,
+        resume: str | None = None,
         timeout: Timeout = DEFAULT,
     ) -> ObjectInfo:
         """Store what a binary file has from its present position on, as `put` does, and return what the bucket knows.
@@ -117,10 +119,18 @@ class Writing(Reading):
             progress: a function, called with the bytes stored so far and those in all (None where that is not known);
                 or an object with ``total`` and ``update(n)``, such as a bar of tqdm. It is called in this thread; when
                 it raises, nothing is stored.
+            resume: a text that stands for this upload, ``uuid.uuid4().hex`` for example; keep it until the call has
+                succeeded. What was stored before the call failed, or its process was killed, then stays, and a call
+                with the same text, object and file goes on from there. It reads what is there from the file once more,
+                to compare and to get the digest. A text is for one content, and one upload at a time; after that it
+                returns what it has stored. The file must be able to seek.
             timeout: total deadline; for large files give one, or None.
 
         Raises:
             TypeError: the file is a text file, or has no ``read``.
+            ValueError: ``resume``, and a file that cannot seek.
+            UploadLostError: with ``resume``: what was stored before is not the beginning of the file, or a sweep has
+                given it up; begin anew with another text.
             BlockingIOError: the file does not block, and has no data now.
             Exception: whatever the file or ``progress`` raises. Otherwise as `put`.
         """
@@ -128,8 +138,16 @@ class Writing(Reading):
         check_readable(fileobj)
         reporter = Reporter(progress, size_of(fileobj))
         condition = Condition.of(key, if_match)
-        upload, size = self._begin(key, condition, description, headers, ttl=ttl, deadline=deadline)
+        if resume is not None:
+            check_seekable(fileobj, resume)
+        upload, size = self._begin(key, condition, description, headers, ttl=ttl, deadline=deadline, token=resume)
         try:
+            if resume is not None:
+                stored = self._resume(upload, key, resume, fileobj, deadline)
+                if stored is not None:
+                    reporter.report(stored.size)
+                    return stored
+                reporter.report(upload.stored)
             for chunk in chunks_of(fileobj, size):
                 upload.add(chunk, deadline)
                 reporter.report(upload.stored)
@@ -203,11 +221,14 @@ class Writing(Reading):
         *,
         ttl: Duration | None,
         deadline: Deadline,
+        token: str | None = None,
     ) -> tuple[Upload, int]:
         """Return an upload, of which nothing has been sent, and the size of its chunks."""
         self._meta_subject(key)
         size, seconds = self._sinks.chunk_size, self._ttl(ttl)
         meta = new_meta(self._name, key, _NOTHING, chunk=size, description=description, headers=headers)
+        if token is not None:
+            meta["nuid"] = name_of_chunks(self._name, key, token)
         if (length := len(json.dumps(meta))) > (limit := self._connection.server_info.max_payload) - _HEADERS:
             reason = f"name, description and headers go into one message, and the server takes up to {limit} bytes"
             raise ValueTooLargeError(self._name, key, length, reason)
@@ -219,7 +240,52 @@ class Writing(Reading):
             lives, chunks_live = {"Nats-TTL": str(seconds)}, {"Nats-TTL": str(later)}
         doing = "storing object"
         commit, operation = self._committing(key, condition, lives, doing), self._describe(doing, key)
-        return Upload(self._sinks, meta, chunks_live, commit, longest=longest, operation=operation), size
+        upload = Upload(
+            self._sinks,
+            meta,
+            chunks_live,
+            commit,
+            longest=longest,
+            operation=operation,
+            resumable=token is not None,
+        )
+        return upload, size
+
+    def _resume(self, upload: Upload, key: str, token: str, fileobj: Any, deadline: Deadline) -> ObjectInfo | None:
+        """Let an upload go on from what there is; return the object if that has been stored already."""
+        name = name_of_chunks(self._name, key, token)
+        resumption = Resumption(
+            self._jetstream,
+            stream=self._stream,
+            subject=self._sinks.subject(name),
+            chunk_size=self._sinks.chunk_size,
+            fileobj=fileobj,
+            deadline=deadline,
+        )
+        stored: ObjectInfo | None = None
+
+        def find() -> Found | None:
+            nonlocal stored
+            newest = self._jetstream.last(self._stream, self._meta_subject(key), direct=False, deadline=deadline)
+            meta = None if newest is None else read_meta(self._name, newest)
+            if newest is not None and meta is not None and meta["nuid"] == name:
+                if not resumption.is_whole(meta):
+                    raise ChunksLostError("this resume stands for another content, which is stored")
+                stored = to_info(self._name, meta, newest.sequence)
+                return None
+            found = resumption.find()
+            if found is not None and name in described_in(self._descriptions(deadline)):
+                raise ChunksLostError("this resume stands for an object that is stored under another name")
+            while found is not None and found.complete and found.idle > COMMIT_TIME:
+                resumption.take_back(found)
+                found = resumption.find()
+            return found
+
+        upload.resume(find, deadline)
+        return stored
+
+    def _descriptions(self, deadline: Deadline) -> list[StoredMessage]:
+        return self._jetstream.last_of_each(self._stream, f"$O.{self._name}.M.>", deadline, direct=False)
 
     def _committing(self, key: str, condition: Condition, headers: dict[str, str], doing: str) -> Commit:
         subject = self._meta_subject(key)
