@@ -6,6 +6,7 @@ import contextlib
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ import pytest
 import mono_sync
 from mono_sync import BucketFullError, Connection, ObjectBucket, UploadLostError
 from mono_sync.connection import Inbox, StoredMessage
-from mono_sync.storage.objects import _sink, _upload, _writing
+from mono_sync.storage.objects import _sink, _sweep, _upload
 from mono_sync.storage.objects._sweep import GIVEN_UP, Sweep
 from tests.storage.conftest import NewObjects
 from tests.storage.helpers import chunk_subjects, raw_objects
@@ -30,7 +31,7 @@ def content(number: int, size: int = SIZE) -> bytes:
 @pytest.fixture
 def no_grace(monkeypatch: pytest.MonkeyPatch) -> None:
     """Everything is old, and uploads take every pause for a long one."""
-    monkeypatch.setattr(_writing, "LEAST_GRACE", 0.0)
+    monkeypatch.setattr(_sweep, "_LEAST_GRACE", timedelta(0))
     monkeypatch.setattr(_sink, "STALE", -1.0)
 
 
@@ -99,8 +100,8 @@ def test_description_that_is_half_wrong_keeps_its_chunks(objects: ObjectBucket, 
     assert chunk_subjects(objects) == {left: 3}
 
 
-def test_full_bucket_is_swept(any_new_objects: NewObjects, no_grace: None) -> None:
-    objects = any_new_objects(max_bytes=1_000_000)
+def test_full_bucket_is_swept(new_objects: NewObjects, no_grace: None) -> None:
+    objects = new_objects(max_bytes=1_000_000)
     objects.put("k", b"v")
     raw, left = raw_objects(objects), f"$O.{objects.name}.C.left"
     for size in (100_000, 10_000, 1_000, 100, 0):
@@ -303,4 +304,4 @@ def test_no_sweep_takes_the_last_chunk_of_an_upload_that_is_about_to_end(
 
 
 def test_the_last_step_takes_far_less_time_than_a_sweep_lets_chunks_alone() -> None:
-    assert 4 * max(_upload.COMMIT_TIME, _sink.STALE) <= _writing.LEAST_GRACE
+    assert 4 * max(_upload.COMMIT_TIME, _sink.STALE) <= _sweep._LEAST_GRACE.total_seconds()

@@ -163,6 +163,7 @@ class Sink:
         self._headers = headers
         self._operation = operation
         self._inbox: Inbox | None = None
+        self._settled = 0  # answers after the end
         self._awaited: set[str] = set()  # tags of answers, beside those of chunks
         self._losses = 0
         self._under_way: dict[int, tuple[bytes, bytes]] = {}  # data and header block of those without an answer
@@ -430,17 +431,20 @@ class Sink:
 
     # --- the end
 
-    def settle(self, deadline: Deadline) -> None:
-        """Wait a moment for what is under way: a removal sent behind a chunk may reach the stream before it."""
-        if self._inbox is None:
-            return
-        settled = deadline.at_most(_LEAST_CLEAN_UP_TIMEOUT / 2)
-        missing = len(self._under_way) + len(self._awaited)
+    def settle(self, deadline: Deadline) -> int:
+        """Wait for what is under way, for a removal sent behind a chunk may reach the stream before it.
+
+        Returns:
+            How many answers are still missing.
+        """
+        missing = len(self._under_way) + len(self._awaited) - self._settled
         try:
-            while missing and self._inbox.poll(settled.remaining) is not None:
+            while missing > 0 and self._inbox is not None and self._inbox.poll(deadline.remaining) is not None:
                 missing -= 1
+                self._settled += 1
         except MonoError as error:
             _log.debug("%s: %d chunks are under way after an error: %s", self._operation, missing, error)
+        return missing
 
     def close(self) -> None:
         """Receive no more answers; idempotent."""

@@ -8,15 +8,34 @@ from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
-from mono_sync._durations import Deadline
+from mono_sync._durations import Deadline, Duration, to_seconds
 from mono_sync.connection import ExactlyOnce, JetStream, Json, StoredMessage, is_conflict, parse_time
 from mono_sync.errors import JetStreamAPIError
 
 _log = logging.getLogger("mono_sync.storage")
 
+_GRACE: Final = timedelta(hours=1)
+_LEAST_GRACE: Final = timedelta(minutes=10)
+"""Several times what an upload takes until it looks whether its chunks are there, and for its last step."""
+
 GIVEN_UP: Final = "Mono-Sync-Given-Up"
 """Header of the mark, an empty message, on chunks that are about to be removed."""
 _NO_ROOM: Final = frozenset({10023, 10047, 10077})
+
+
+def check_grace(older_than: Duration | None) -> timedelta:
+    """Return for how long the newest chunk of an upload is let alone.
+
+    Raises:
+        TypeError: it is neither a number nor a ``timedelta``.
+        ValueError: that is too short.
+    """
+    if older_than is None:
+        return _GRACE
+    grace = timedelta(seconds=to_seconds(older_than, "older_than"))
+    if grace < _LEAST_GRACE:
+        raise ValueError(f"older_than must be at least {_LEAST_GRACE}, for uploads may be under way")
+    return grace
 
 
 class Sweep:
@@ -38,18 +57,25 @@ class Sweep:
         writer: the stream.
         bucket: name of the bucket.
         stream: name of the stream.
-        grace: seconds for which the newest chunk of an upload is let alone.
+        grace: for how long the newest chunk of an upload is let alone.
         deadline: until when to work.
     """
 
     def __init__(
-        self, jetstream: JetStream, writer: ExactlyOnce, *, bucket: str, stream: str, grace: float, deadline: Deadline
+        self,
+        jetstream: JetStream,
+        writer: ExactlyOnce,
+        *,
+        bucket: str,
+        stream: str,
+        grace: timedelta,
+        deadline: Deadline,
     ) -> None:
         self._jetstream = jetstream
         self._writer = writer
         self._bucket = bucket
         self._stream = stream
-        self._grace = timedelta(seconds=grace)
+        self._grace = grace
         self._deadline = deadline
         self._prefix = f"$O.{bucket}.C."
         self._descriptions = f"$O.{bucket}.M.>"

@@ -143,11 +143,14 @@ class Upload:
         if self._ended:
             return
         self._ended = True
-        clean_up = clean_up_deadline(reason, deadline)
-        self._sink.settle(clean_up)
-        self._sink.close()
-        if self._sink.touched and not (self._resumable or self._committer.in_doubt):
+        clean_up, sink = clean_up_deadline(reason, deadline), self._sink
+        keeps = self._resumable or self._committer.in_doubt or not sink.touched
+        missing = sink.settle(clean_up.at_most((clean_up.remaining or 0.0) / 2))
+        if not keeps:
             self._sinks.discard(self._meta["nuid"], clean_up)
+            if missing and sink.settle(clean_up) < missing:  # some have arrived behind the removal
+                self._sinks.discard(self._meta["nuid"], clean_up_deadline(reason, clean_up))
+        sink.close()
 
     def _check_lifetime(self) -> None:
         if self._longest is not None and self._sink.age > self._longest:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 from contextlib import AbstractContextManager
-from datetime import timedelta
 from typing import Any, Final
 
-from mono_sync._durations import DEFAULT, Deadline, Duration, Timeout, to_seconds, to_ttl
+from mono_sync._durations import DEFAULT, Deadline, Duration, Timeout, to_ttl
 from mono_sync.adapter import Payload, check_payload
 from mono_sync.connection import CoreConnection, Json, StoredMessage, direct_question
 from mono_sync.errors import ValueTooLargeError
@@ -20,14 +19,11 @@ from mono_sync.storage.objects._reading import Reading
 from mono_sync.storage.objects._resuming import Found, Resumption, check_seekable, name_of_chunks
 from mono_sync.storage.objects._sink import ChunksLostError, Sinks
 from mono_sync.storage.objects._source_file import Readable, check_readable, chunks_of, size_of
-from mono_sync.storage.objects._sweep import Sweep, described_in
+from mono_sync.storage.objects._sweep import Sweep, check_grace, described_in
 from mono_sync.storage.objects._upload import COMMIT_TIME, Upload
 from mono_sync.storage.objects._writer import ObjectWriter
 
 _HEADERS: Final = 256  # of a description, at most
-_GRACE: Final = timedelta(hours=1)
-LEAST_GRACE: Final = 600.0
-"""Seconds: several times what an upload takes until it looks whether its chunks are there, and for its last step."""
 _LONGEST_UPLOAD: Final = 24 * 3600.0
 """Seconds that an upload may take whose object has a time to live."""
 
@@ -165,7 +161,7 @@ class Writing(Reading):
             if commit.check(newest) is not None:
                 commit.commit(deletion(self._name, key), newest, deadline)
 
-    def sweep(self, *, older_than: Duration = _GRACE, timeout: Timeout = DEFAULT) -> int:
+    def sweep(self, *, older_than: Duration | None = None, timeout: Timeout = DEFAULT) -> int:
         """Remove the chunks of uploads that never came to an end, and return how many chunks that were.
 
         Programs that are killed while they write leave such chunks, which take room and that nobody can read. Chunks of
@@ -174,15 +170,14 @@ class Writing(Reading):
         notice, so leave it the time that it may need between two chunks.
 
         Args:
-            older_than: what was stored later is let alone; at least ten minutes.
+            older_than: what was stored later is let alone, in seconds or as ``timedelta``, at least ten minutes;
+                omitted: an hour.
             timeout: total deadline. What is left when it passes is left for the next time.
 
         Raises:
             ValueError: ``older_than`` is less than ten minutes.
         """
-        grace = to_seconds(older_than, "older_than")
-        if grace < LEAST_GRACE:
-            raise ValueError(f"older_than must be at least {LEAST_GRACE:g} seconds, for uploads may be under way")
+        grace = check_grace(older_than)
         deadline = self._deadline(timeout)
         sweep = Sweep(
             self._jetstream, self._writer, bucket=self._name, stream=self._stream, grace=grace, deadline=deadline
