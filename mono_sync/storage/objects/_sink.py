@@ -432,14 +432,15 @@ class Sink:
     # --- the end
 
     def settle(self, deadline: Deadline) -> int:
-        """Wait for what is under way, for a removal sent behind a chunk may reach the stream before it.
+        """Wait a moment for what is under way, for a removal sent behind a chunk may reach the stream before it.
 
         Returns:
             How many answers are still missing.
         """
         missing = len(self._under_way) + len(self._awaited) - self._settled
+        moment = deadline.at_most(_LEAST_CLEAN_UP_TIMEOUT / 2)
         try:
-            while missing > 0 and self._inbox is not None and self._inbox.poll(deadline.remaining) is not None:
+            while missing > 0 and self._inbox is not None and self._inbox.poll(moment.remaining) is not None:
                 missing -= 1
                 self._settled += 1
         except MonoError as error:

@@ -145,7 +145,7 @@ class Upload:
         self._ended = True
         clean_up, sink = clean_up_deadline(reason, deadline), self._sink
         keeps = self._resumable or self._committer.in_doubt or not sink.touched
-        missing = sink.settle(clean_up.at_most((clean_up.remaining or 0.0) / 2))
+        missing = sink.settle(clean_up)
         if not keeps:
             self._sinks.discard(self._meta["nuid"], clean_up)
             if missing and sink.settle(clean_up) < missing:  # some have arrived behind the removal
