@@ -34,7 +34,7 @@ from mono_sync.errors import (
 _log = logging.getLogger("mono_sync.storage")
 
 MOST_UNDER_WAY: Final = 64
-MOST_BYTES_UNDER_WAY: Final = 2 << 20
+MOST_BYTES_UNDER_WAY: Final = 1 << 20
 STALE: Final = 120.0
 """Seconds after which an upload looks whether its chunks are still there. Far less than `sweep` lets them alone."""
 
