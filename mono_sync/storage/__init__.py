@@ -6,7 +6,7 @@ from mono_sync.storage._ports import FileStoragePort, KVStoragePort
 from mono_sync.storage._values import BucketStatus, Entry, ObjectInfo, Operation
 from mono_sync.storage._watcher import Watcher
 from mono_sync.storage.kv import KVBucket, Transaction, TypedBucket
-from mono_sync.storage.objects import ObjectBucket
+from mono_sync.storage.objects import ObjectBucket, ObjectWriter, ProgressBar, TextObjectWriter
 
 __all__ = [
     "BucketConfig",
@@ -21,8 +21,11 @@ __all__ = [
     "KVStoragePort",
     "ObjectBucket",
     "ObjectInfo",
+    "ObjectWriter",
     "Operation",
+    "ProgressBar",
     "TextCodec",
+    "TextObjectWriter",
     "Transaction",
     "TypedBucket",
     "Watcher",

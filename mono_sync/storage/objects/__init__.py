@@ -1,5 +1,7 @@
 """Object buckets."""
 
 from mono_sync.storage.objects._bucket import ObjectBucket
+from mono_sync.storage.objects._progress import ProgressBar
+from mono_sync.storage.objects._writer import ObjectWriter, TextObjectWriter
 
-__all__ = ["ObjectBucket"]
+__all__ = ["ObjectBucket", "ObjectWriter", "ProgressBar", "TextObjectWriter"]
