@@ -18,7 +18,7 @@ from tests.fixtures.processes import Program
 from tests.fixtures.waiting import wait_until
 from tests.storage.helpers import chunk_subjects, raw_objects
 
-CHUNK = 128 * 1024
+CHUNK = 512 * 1024
 CONTENT = random.Random(1).randbytes(10 * CHUNK + 5)
 
 
@@ -221,6 +221,7 @@ def test_two_uploads_of_one_text_at_a_time_leave_one_whole_object(objects: Objec
         objects.put_reader("k", Nested(CONTENT), resume="t")
         assert started == [1, 0]
     assert objects.get("k") == CONTENT
+    assert list(chunk_subjects(objects).values()) == [11]
 
 
 def test_file_that_cannot_seek_is_refused(objects: ObjectBucket) -> None:

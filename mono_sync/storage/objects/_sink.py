@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import re
 import time
 from collections.abc import Mapping
@@ -41,6 +40,7 @@ STALE: Final = 120.0
 _NUID: Final = re.compile(r"[-_a-zA-Z0-9]+")
 _ID: Final = "Nats-Msg-Id"
 _CHUNK: Final = 128 * 1024
+_LARGE_CHUNK: Final = 512 * 1024
 _MESSAGE_HEADERS: Final = 256  # of a chunk, at most
 _PATIENCE: Final = 1.5  # a server that dies in a cluster takes its answers along, and no connection breaks
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.02, 0.5
@@ -77,10 +77,13 @@ class Sinks:
         self._bucket = bucket
         self._stream = stream
 
-    @property
-    def chunk_size(self) -> int:
-        """Bytes of one chunk: what the server takes, if that is less than usual."""
-        return min(_CHUNK, self._connection.server_info.max_payload - _MESSAGE_HEADERS)
+    def chunk_size(self, *, resumable: bool = False) -> int:
+        """Return the bytes of one chunk: what the server takes, if that is less than usual.
+
+        Those that are stored one after the other are larger, for each takes a round trip.
+        """
+        usual = _LARGE_CHUNK if resumable else _CHUNK
+        return min(usual, self._connection.server_info.max_payload - _MESSAGE_HEADERS)
 
     def new(self, nuid: str, headers: dict[str, str], operation: str) -> Sink:
         """Return the way for the chunks of one version."""
@@ -136,7 +139,7 @@ class Sink:
         count: chunks sent, or found there.
         stored: bytes that the server has acknowledged.
         touched: whether anything has been sent.
-        cautious: whether to look at the end if all chunks are there and nothing else, however soon that is.
+        cautious: whether to store each chunk on top of the one before, for another upload may go by the same name.
     """
 
     def __init__(
@@ -183,14 +186,14 @@ class Sink:
         """Take what an earlier attempt has stored for the beginning."""
         self.count = self._sent = chunks
         self.stored, self._newest = size, newest
-        self.touched, self._started, self._latest = True, time.monotonic() - age, -math.inf
+        self.touched, self._started = True, time.monotonic() - age
 
     # --- all chunks but the last
 
     def send(self, data: bytes, deadline: Deadline, headers: Mapping[str, str]) -> None:
         """Send a chunk; wait for acknowledgements while too many are missing."""
         now = time.monotonic()
-        if self.touched and now - self._latest > STALE:
+        if self.cautious or (self.touched and now - self._latest > STALE):
             self._send_alone(data, deadline, headers)
             return
         while self._is_full:
@@ -213,6 +216,8 @@ class Sink:
     def _send_alone(self, data: bytes, deadline: Deadline, headers: Mapping[str, str]) -> None:
         """Send a chunk on top of the one before: nobody may have given up this upload in the long time since then."""
         self.drain(deadline)
+        if not self.touched:
+            self.touched, self._started = True, time.monotonic()
         self._newest = self._conditionally(self._prepare(data, deadline, headers), deadline, in_doubt=False)
         self.count += 1
         self._sent = self.count
@@ -362,7 +367,7 @@ class Sink:
         With it goes a question, by its subject and payload, about which `end_last` tells the answer.
         """
         self.drain(deadline)
-        if self.count and (self.cautious or self.age > STALE):
+        if self.count and self.age > STALE:
             self._compare(deadline)
         write = self._prepare(data, deadline, headers)
         asked: list[Question] = [(self._subject, data, write.block, _LAST)]

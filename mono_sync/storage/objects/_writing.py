@@ -24,6 +24,7 @@ from mono_sync.storage.objects._upload import COMMIT_TIME, Upload
 from mono_sync.storage.objects._writer import ObjectWriter
 
 _HEADERS: Final = 256  # of a description, at most
+_LONGEST_TTL: Final = MAX_SECONDS - 2**32  # the server adds it to the seconds since 1970, and would overflow unnoticed
 _LONGEST_UPLOAD: Final = 24 * 3600.0
 """Seconds that an upload may take whose object has a time to live."""
 
@@ -118,8 +119,9 @@ class Writing(Reading):
             resume: a text that stands for this upload, ``uuid.uuid4().hex`` for example; keep it until the call has
                 succeeded. What was stored before the call failed, or its process was killed, then stays, and a call
                 with the same text, object and file goes on from there. It reads what is there from the file once more,
-                to compare and to get the digest. A text is for one content, and one upload at a time; after that it
-                returns what it has stored. The file must be able to seek.
+                to compare and to get the digest. A text is for one content; once that is stored, the call returns it.
+                Of two uploads with one text at a time one fails. The file must be able to seek. The chunks are larger,
+                and each is stored on top of the one before, so where the server is far away it takes longer.
             timeout: total deadline; for large files give one, or None.
 
         Raises:
@@ -220,7 +222,7 @@ class Writing(Reading):
     ) -> tuple[Upload, int]:
         """Return an upload, of which nothing has been sent, and the size of its chunks."""
         self._meta_subject(key)
-        size, seconds = self._sinks.chunk_size, self._ttl(ttl)
+        size, seconds = self._sinks.chunk_size(resumable=token is not None), self._ttl(ttl)
         meta = new_meta(self._name, key, _NOTHING, chunk=size, description=description, headers=headers)
         if token is not None:
             meta["nuid"] = name_of_chunks(self._name, key, token)
@@ -231,7 +233,7 @@ class Writing(Reading):
         if seconds is not None:
             remaining = deadline.remaining
             longest = _LONGEST_UPLOAD if remaining is None else min(remaining, _LONGEST_UPLOAD)
-            later = min(seconds + int(longest + COMMIT_TIME) + 1, MAX_SECONDS)
+            later = min(seconds + int(longest + COMMIT_TIME) + 1, _LONGEST_TTL)
             lives, chunks_live = {"Nats-TTL": str(seconds)}, {"Nats-TTL": str(later)}
         doing = "storing object"
         commit, operation = self._committing(key, condition, lives, doing), self._describe(doing, key)
@@ -253,7 +255,7 @@ class Writing(Reading):
             self._jetstream,
             stream=self._stream,
             subject=self._sinks.subject(name),
-            chunk_size=self._sinks.chunk_size,
+            chunk_size=self._sinks.chunk_size(resumable=True),
             fileobj=fileobj,
             deadline=deadline,
         )
@@ -314,8 +316,8 @@ class Writing(Reading):
         seconds = to_ttl(ttl)
         if seconds is None:
             return None
-        if seconds > MAX_SECONDS:
-            raise ValueError(f"ttl must be at most {MAX_SECONDS} seconds, the server's largest: {ttl!r}")
+        if seconds > _LONGEST_TTL:
+            raise ValueError(f"ttl must be at most {_LONGEST_TTL} seconds, the server's largest: {ttl!r}")
         self._connection.server_info.require("a TTL per object", "2.11.0")
         return seconds
 
