@@ -129,15 +129,14 @@ def test_marks_that_a_killed_sweep_has_left_are_removed(any_objects: ObjectBucke
 def test_object_that_the_first_look_has_missed_keeps_its_chunks_and_loses_the_mark(
     any_objects: ObjectBucket, no_grace: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As one might that is renamed at that moment."""
     any_objects.put("k", content(1))
-    look, marked = Sweep._newest_descriptions, list[int]()
+    look, marked = Sweep._all_descriptions, list[int]()
 
     def look_badly_first(self: Sweep) -> list[StoredMessage]:
         marked.append(sum(chunk_subjects(any_objects).values()))
         return look(self) if len(marked) > 1 else []
 
-    monkeypatch.setattr(Sweep, "_newest_descriptions", look_badly_first)
+    monkeypatch.setattr(Sweep, "_all_descriptions", look_badly_first)
     assert any_objects.sweep(older_than=0) == 0
     assert marked == [3, 4]
     assert list(chunk_subjects(any_objects).values()) == [3]

@@ -83,7 +83,9 @@ class Sweep:
     def run(self) -> int:
         """Do it; return how many chunks were removed."""
         now, counts = self._chunks()
-        described = described_in(self._newest_descriptions())
+        if not counts:
+            return 0
+        described = described_in(self._all_descriptions())
         self._clear_marks({name: count for name, count in counts.items() if count > described.get(name, count)})
         marked, removed = dict[str, int](), 0
         for name in counts.keys() - described.keys():
@@ -97,7 +99,7 @@ class Sweep:
                 marked[name] = mark
         if not marked:
             return removed
-        described = described_in([*self._newest_descriptions(), *self._all_descriptions()])
+        described = described_in(self._all_descriptions())
         for name, sequence in marked.items():
             if name in described:
                 self._delete(sequence)
@@ -123,16 +125,15 @@ class Sweep:
     def _newest(self, name: str) -> StoredMessage | None:
         return self._jetstream.last(self._stream, self._prefix + name, direct=False, deadline=self._deadline)
 
-    def _newest_descriptions(self) -> list[StoredMessage]:
-        return self._jetstream.last_of_each(self._stream, self._descriptions, self._deadline, direct=False)
-
     def _all_descriptions(self) -> list[StoredMessage]:
-        """Return them in the order in which they were written.
+        """Return the newest of each object, read in two ways.
 
-        An object that is renamed meanwhile cannot slip through: the new description is behind the one that it replaces,
-        and so still to come when that is missing.
+        Of an object that is renamed meanwhile both names could be missed by the first. But in the order of the stream
+        the new description is behind the one that it replaces, and so still to come when that is gone.
         """
-        return self._jetstream.pull_all(self._stream, self._descriptions, self._deadline, policy="all")
+        newest = self._jetstream.last_of_each(self._stream, self._descriptions, self._deadline, direct=False)
+        in_order = self._jetstream.pull_all(self._stream, self._descriptions, self._deadline, policy="all")
+        return newest + in_order
 
     # --- marks
 
