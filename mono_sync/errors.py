@@ -54,7 +54,8 @@ The tree; behind each name the builtin that it also is, so that ``except Timeout
     │   │   └── LockLostError                                   it is not held any more
     │   ├── ConflictRetriesExhaustedError                       a retry met conflicts until its bounds were reached
     │   ├── DigestMismatchError             OSError             the bytes read are not the bytes stored
-    │   └── ObjectChangedError              OSError             replaced or deleted while it was read
+    │   ├── ObjectChangedError              OSError             replaced or deleted while it was read
+    │   └── UploadLostError                 OSError             what was uploaded of an object is not there any more
     ├── ServiceError                                            services between modules
     │   ├── ServiceNotFoundError            LookupError
     │   └── ServiceExistsError              ValueError
@@ -143,6 +144,7 @@ __all__ = [
     "StorageError",
     "StoreInUseError",
     "UnsupportedByServerError",
+    "UploadLostError",
     "ValueTooLargeError",
 ]
 
@@ -748,6 +750,23 @@ class ObjectChangedError(StorageError, OSError):
         self.bucket = bucket
         self.key = key
         super().__init__(f"object {key!r} of bucket {bucket!r} changed while it was being read")
+
+
+class UploadLostError(StorageError, OSError):
+    """What had been uploaded of an object is not there any more, or not as a whole; the object was not stored.
+
+    An upload that stood still for long may have been given up by `ObjectBucket.sweep`, or took longer than its chunks
+    live, or somebody has reset the bucket.
+
+    Attributes:
+        bucket: the bucket.
+        key: the object.
+    """
+
+    def __init__(self, bucket: str, key: str, reason: str) -> None:
+        self.bucket = bucket
+        self.key = key
+        super().__init__(f"object {key!r} was not stored in bucket {bucket!r}: {reason}")
 
 
 # --- services -------------------------------------------------------------------------------------------------------

@@ -192,10 +192,13 @@ class Link:
         else:
             wire.put(request)
 
-    def transmit(self, command: bytes) -> bool:
-        """Send a command from the calling thread; False if that is impossible: `publish` waits until it is possible."""
-        wire = self._wire
-        return wire is not None and wire.send(command)
+    def transmit(self, command: bytes, refused: Callable[[], bool] | None = None) -> bool:
+        """Send a command from the calling thread; False if that is impossible: `publish` waits until it is possible.
+
+        Nothing is sent either on a connection that the sender has ``refused``, because an earlier one has broken.
+        """
+        wire = self._wire  # first: if it is not the one that was asked about, it is closed
+        return wire is not None and not (refused is not None and refused()) and wire.send(command)
 
     @property
     def _wire(self) -> Wire | None:
@@ -256,9 +259,15 @@ class Link:
 
     # --- messages
 
-    async def publish(self, command: bytes) -> None:
-        """Hand a command to the socket, as soon as there is one that takes it."""
+    async def publish(self, command: bytes, refused: Callable[[], bool] | None = None) -> None:
+        """Hand a command to the socket, as soon as there is one that takes it.
+
+        Raises:
+            ConnectionLostError: the sender has ``refused`` the connection, because an earlier one has broken.
+        """
         client = await self._writable()
+        if refused is not None and refused():
+            raise ConnectionLostError("the connection broke before everything was sent")
         client.send(command)
 
     async def request(self, request: Request) -> Message:

@@ -4,10 +4,10 @@ from mono_sync.connection._answers import Json, PubAck, StoredMessage, parse_tim
 from mono_sync.connection._atomic import AtomicBatches, BatchRefusedError, Conditional
 from mono_sync.connection._connection import CoreConnection
 from mono_sync.connection._delivery import Delivery, DeliveryLostError
-from mono_sync.connection._exactly_once import ExactlyOnce, actual_revision, is_conflict
+from mono_sync.connection._exactly_once import ExactlyOnce, Write, actual_revision, is_conflict
 from mono_sync.connection._follower import Followed, Follower, Start
-from mono_sync.connection._inbox import Inbox
-from mono_sync.connection._jetstream import JetStream
+from mono_sync.connection._inbox import Inbox, Question
+from mono_sync.connection._jetstream import JetStream, direct_question
 from mono_sync.connection._pipeline import Batch
 from mono_sync.connection._reading import Listed, StreamReader
 from mono_sync.connection._state import ConnectionState, StateListener
@@ -29,11 +29,14 @@ __all__ = [
     "Json",
     "Listed",
     "PubAck",
+    "Question",
     "Start",
     "StateListener",
     "StoredMessage",
     "StreamReader",
+    "Write",
     "actual_revision",
+    "direct_question",
     "is_conflict",
     "parse_time",
     "read_ack",

@@ -11,7 +11,7 @@ from typing import Final, Self, TypeAlias
 from mono_sync._durations import Deadline
 from mono_sync.adapter import Listening, Message, encode_publish
 from mono_sync.connection._session import Session
-from mono_sync.errors import NatsConnectionError, OperationTimeoutError
+from mono_sync.errors import ConnectionLostError, NatsConnectionError, OperationTimeoutError
 
 _LONGEST_WAIT: Final = threading.TIMEOUT_MAX / 2  # what a queue can wait for; as good as for ever
 
@@ -24,14 +24,18 @@ class Inbox:
 
     It costs neither a round trip nor anything on the server. Messages are kept without limit: whoever asks for them
     bounds how many can come.
+
+    Attributes:
+        losses: how often the connection has broken since it was made, known before any message leaves on the next one.
     """
 
     def __init__(self, session: Session, deadline: Deadline) -> None:
         self._session = session
         self._deadline = deadline
         self._arrived: queue.SimpleQueue[Message | NatsConnectionError] = queue.SimpleQueue()
-        self._listening = Listening(session.link.new_reply(), self._arrived.put, self._arrived.put)
+        self._listening = Listening(session.link.new_reply(), self._arrived.put, self._lost)
         self._consumer: str | None = None
+        self.losses: int = 0
         self.subject: str = f"{self._listening.subject}.m"
         """Where answers are to be sent."""
 
@@ -43,11 +47,17 @@ class Inbox:
         """
         self.ask_all([(subject, data, b"", "m")], deadline=deadline)
 
-    def ask_all(self, questions: Iterable[Question], *, deadline: Deadline | None = None) -> None:
+    def ask_all(
+        self, questions: Iterable[Question], *, deadline: Deadline | None = None, losses: int | None = None
+    ) -> None:
         """Send messages with one system call; each names the last token of its answers' subject.
+
+        With ``losses``, how often the caller knows the connection to have broken, they are sent on that connection or
+        not at all: so messages keep their order, whatever is sent again.
 
         Raises:
             OperationTimeoutError: none could be sent until the deadline, and none ever will be.
+            ConnectionLostError: the connection has broken more often; nothing was sent.
         """
         asked, link = self._listening.asked, self._session.link
         reply, most = self._listening.subject, link.info.max_payload
@@ -55,7 +65,8 @@ class Inbox:
         for subject, data, header_block, tag in questions:
             asked[subject.lower()] = subject
             commands.append(encode_publish(subject, data, f"{reply}.{tag}", header_block, most))
-        self._session.publish(b"".join(commands), deadline or self._deadline, f"publish to {subject}")
+        refused = None if losses is None else lambda: self.losses != losses
+        self._session.publish(b"".join(commands), deadline or self._deadline, f"publish to {subject}", refused)
 
     def next(self, operation: str) -> Message:
         """Return the next message.
@@ -88,6 +99,10 @@ class Inbox:
         if isinstance(arrived, NatsConnectionError):
             raise arrived
         return arrived
+
+    def _lost(self, error: NatsConnectionError) -> None:
+        self.losses += isinstance(error, ConnectionLostError)
+        self._arrived.put(error)
 
     @property
     def arrived(self) -> int:

@@ -49,12 +49,14 @@ class Session:
         except ClosedError as error:  # the loop was stopped first
             raise ConnectionClosedError("the connection is closed") from error
 
-    def publish(self, command: bytes, deadline: Deadline, operation: str) -> None:
-        """Hand a command to the socket."""
+    def publish(
+        self, command: bytes, deadline: Deadline, operation: str, refused: Callable[[], bool] | None = None
+    ) -> None:
+        """Hand a command to the socket; ``refused`` is asked about each connection, see `Link.transmit`."""
         try:
             self.loop.admit(deadline, operation)
-            if not self.link.transmit(command):  # no connection, or a socket that takes no more: the loop waits for it
-                self.run(self.link.publish, command, deadline=deadline, operation=operation)
+            if not self.link.transmit(command, refused):  # no connection, or a full socket: the loop waits for it
+                self.run(self.link.publish, command, refused, deadline=deadline, operation=operation)
         except ConnectionClosedError:
             raise
         except ClosedError as error:  # the loop was stopped first

@@ -6,7 +6,7 @@ from mono_sync.storage._ports import FileStoragePort, KVStoragePort
 from mono_sync.storage._values import BucketStatus, Entry, Folder, ObjectInfo, Operation
 from mono_sync.storage._watcher import Watcher
 from mono_sync.storage.kv import KVBucket, Transaction, TypedBucket
-from mono_sync.storage.objects import ObjectBucket, ObjectReader
+from mono_sync.storage.objects import ObjectBucket, ObjectReader, ObjectWriter, ProgressBar, TextObjectWriter
 
 __all__ = [
     "BucketConfig",
@@ -23,8 +23,11 @@ __all__ = [
     "ObjectBucket",
     "ObjectInfo",
     "ObjectReader",
+    "ObjectWriter",
     "Operation",
+    "ProgressBar",
     "TextCodec",
+    "TextObjectWriter",
     "Transaction",
     "TypedBucket",
     "Watcher",

@@ -194,6 +194,8 @@ class FSBucketConfig(BucketConfig):
         """Return the stream's configuration for a server (NATS ADR-20)."""
         config = BucketConfig.stream_config(self, server)
         config.update(subjects=[f"$O.{self.name}.C.>", f"$O.{self.name}.M.>"])
+        if server.supports("2.11.0"):  # no marks where objects expire: other clients take them for descriptions
+            config["allow_msg_ttl"] = True
         if server.supports("2.12.0"):
             config["allow_atomic"] = True
         return config

@@ -54,7 +54,8 @@ def bucket_errors(bucket: str, key: str = "", size: int = 0) -> Iterator[None]:
         if error.err_code == _SEALED:
             raise BucketSealedError(bucket) from error
         if error.err_code == _TTL_DISABLED:
-            reason = "it allows no TTL per key; open it with a KVBucketConfig, which switches that on"
+            kinds = "a KVBucketConfig or FSBucketConfig"
+            reason = f"it allows no TTL per key or object; open it with {kinds}, which switches that on"
             raise BucketConfigError(bucket, reason) from error
         if error.err_code == _ATOMIC_DISABLED:
             raise no_transactions(bucket) from error

@@ -11,6 +11,8 @@ from mono_sync._durations import DEFAULT, Duration, Timeout
 from mono_sync.adapter import Payload
 from mono_sync.storage._values import BucketStatus, Entry, Folder, ObjectInfo
 from mono_sync.storage._watcher import Watcher
+from mono_sync.storage.objects._progress import Progress
+from mono_sync.storage.objects._source_file import Readable
 
 _Infos: TypeAlias = list[ObjectInfo]  # where list is a method
 T = TypeVar("T")
@@ -125,7 +127,7 @@ class FileStoragePort(Protocol):
     @overload
     def get(self, key: str, default: T, *, timeout: Timeout = DEFAULT) -> bytes | T: ...
 
-    def set(self, key: str, data: Payload, *, timeout: Timeout = DEFAULT) -> None:
+    def set(self, key: str, data: Payload, *, ttl: Duration | None = None, timeout: Timeout = DEFAULT) -> None:
         """Store an object."""
 
     def put(
@@ -136,9 +138,27 @@ class FileStoragePort(Protocol):
         description: str = "",
         headers: Mapping[str, str | Sequence[str]] | None = None,
         metadata: Mapping[str, str] | None = None,
+        ttl: Duration | None = None,
+        if_match: ObjectInfo | int | None = None,
         timeout: Timeout = DEFAULT,
     ) -> ObjectInfo:
         """Store an object and return what the bucket knows of it."""
+
+    def put_reader(
+        self,
+        key: str,
+        fileobj: Readable,
+        *,
+        description: str = "",
+        headers: Mapping[str, str | Sequence[str]] | None = None,
+        metadata: Mapping[str, str] | None = None,
+        ttl: Duration | None = None,
+        if_match: ObjectInfo | int | None = None,
+        progress: Progress | None = None,
+        resume: str | None = None,
+        timeout: Timeout = DEFAULT,
+    ) -> ObjectInfo:
+        """Store what a binary file has, and return what the bucket knows of it."""
 
     def update_meta(
         self,

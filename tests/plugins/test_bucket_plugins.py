@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from contextlib import suppress
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -32,6 +33,7 @@ from mono_sync import (
 )
 from mono_sync.adapter import ConnectionConfig
 from mono_sync.server import EmbeddedServer
+from mono_sync.storage.objects import _sweep
 from tests.storage.helpers import RawStream
 from tests.support.threads import Repeated
 
@@ -302,3 +304,54 @@ def test_a_plugin_that_is_in_use_cannot_be_started_in_another_application(
         plugin.bucket(names[0]).set("still", b"there")
     with third:
         assert plugin.bucket(names[0]).get("still") == b"there"
+
+
+# --- chunks that killed writers have left
+
+
+def _leave_chunks(connection: Connection, name: str) -> RawStream:
+    connection.objects(FSBucketConfig(name))
+    raw = RawStream(connection, f"OBJ_{name}")
+    raw.put(f"$O.{name}.C.left", b"chunk")
+    return raw
+
+
+def _start(plugin: FSJetStreamPlugin, container: ServiceContainer) -> None:
+    plugin.set_container(container)
+    plugin.start()
+    plugin.stop()
+
+
+def test_object_buckets_are_swept_at_the_start(
+    connection: Connection, container: ServiceContainer, names: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_sweep, "_GRACE", timedelta(0))
+    monkeypatch.setattr(_sweep, "_LEAST_GRACE", timedelta(0))
+    raws = [_leave_chunks(connection, name) for name in names]
+    configs = [FSBucketConfig(name) for name in names]
+    _start(FSJetStreamPlugin(configs, sweep_within=None), container)
+    assert [raw.state["messages"] for raw in raws] == [1, 1]
+    _start(FSJetStreamPlugin(configs), container)
+    assert [raw.state["messages"] for raw in raws] == [0, 0]
+
+
+def test_young_chunks_are_let_alone_at_the_start(
+    connection: Connection, container: ServiceContainer, names: tuple[str, str]
+) -> None:
+    raw = _leave_chunks(connection, names[0])
+    _start(FSJetStreamPlugin([FSBucketConfig(names[0])]), container)
+    assert raw.state["messages"] == 1
+
+
+def test_a_sweep_that_has_no_time_does_not_fail_the_start(
+    connection: Connection, container: ServiceContainer, names: tuple[str, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "mono_sync.plugins")
+    _start(FSJetStreamPlugin([FSBucketConfig(names[0])], sweep_within=0), container)
+    assert f"bucket {names[0]} is left to be swept another time" in caplog.text
+
+
+@pytest.mark.parametrize("seconds", [-1, float("inf")])
+def test_impossible_time_for_sweeping_is_refused(seconds: float) -> None:
+    with pytest.raises(ValueError, match="must be a finite number of seconds"):
+        FSJetStreamPlugin([FSBucketConfig("b")], sweep_within=seconds)

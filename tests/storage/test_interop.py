@@ -33,6 +33,7 @@ from mono_sync import (
     RevisionMismatchError,
 )
 from mono_sync.connection import Json
+from tests.fixtures.waiting import wait_until
 from tests.storage.helpers import RawStream, chunk_subjects
 
 T = TypeVar("T")
@@ -165,6 +166,45 @@ def test_we_read_the_objects_of_nats_py(any_connection: Connection, other: RunOt
     objects.delete("a/ü file")
     assert [found.name for found in objects.list()] == ["deleted"]
     RawStream(any_connection, f"OBJ_{name}").delete()
+
+
+@pytest.mark.parametrize("size", [0, 1, 128 * 1024, 900_001])
+def test_nats_py_reads_what_we_stored_from_files_and_streams(
+    any_objects: ObjectBucket, other: RunOther, size: int
+) -> None:
+    content = bytes(index % 251 for index in range(size))
+    any_objects.put_reader("file", io.BytesIO(content), resume="token")
+    with any_objects.open("stream", "xb", description="d", headers={"A": "1"}, timeout=10) as stream:
+        stream.write(content)
+
+    async def read(js: JetStreamContext) -> None:
+        store = await js.object_store(any_objects.name)
+        for name in ("file", "stream"):
+            assert ((await store.get(name)).data or b"") == content
+        await store.put("file", b"theirs")
+
+    other(read)
+    assert any_objects.get("file") == b"theirs"
+    any_objects.put_reader("file", io.BytesIO(b"ours"))
+    assert any_objects.get("file") == b"ours"
+
+
+def test_nats_py_reads_an_object_with_a_time_to_live_and_finds_none_when_that_is_over(
+    connection: Connection, objects: ObjectBucket
+) -> None:
+    async def main() -> None:
+        client = await nats.connect(connection.server_info.url, token=connection.config.token)
+        try:
+            store = await client.jetstream().object_store(objects.name)
+            assert (await store.get("k")).data == b"v" * 300_000
+            await asyncio.to_thread(wait_until, lambda: not objects.exists("k"), "it expires", timeout=5)
+            with pytest.raises(ObjectNotFoundError):
+                await store.get("k")
+        finally:
+            await client.close()
+
+    objects.put("k", b"v" * 300_000, ttl=1)
+    asyncio.run(main())
 
 
 def test_nats_py_reads_what_we_say_of_objects_and_we_what_it_makes_of_that(

@@ -172,7 +172,7 @@ def test_ttl_in_a_bucket_that_allows_none_says_what_to_do(connection: Connection
     raw = RawStream(connection, f"KV_{name}")
     raw.create(subjects=[f"$KV.{name}.>"], storage="memory", allow_rollup_hdrs=True, max_msgs_per_subject=1)
     kv = connection.kv(name)
-    with pytest.raises(BucketConfigError, match="allows no TTL per key; open it with a KVBucketConfig"):
+    with pytest.raises(BucketConfigError, match="allows no TTL per key or object; open it with a KVBucketConfig"):
         kv.set("k", b"v", ttl=5)
     assert kv.get("k") is None
     raw.delete()

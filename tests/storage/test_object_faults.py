@@ -19,7 +19,6 @@ import mono_sync
 from mono_sync import (
     BucketFullError,
     Connection,
-    ConnectionLostError,
     FSBucketConfig,
     ObjectBucket,
     ObjectInfo,
@@ -29,7 +28,7 @@ from mono_sync import (
 from mono_sync._durations import Deadline
 from mono_sync.connection import Inbox
 from mono_sync.server import EmbeddedServer
-from mono_sync.storage.objects import _chunks
+from mono_sync.storage.objects import _sink
 from mono_sync.storage.objects._source import Source
 from tests.fixtures.servers import RunNatsServer
 from tests.fixtures.waiting import wait_until
@@ -175,6 +174,7 @@ META = b".M."
 PUT = [
     pytest.param(NUID, 1, id="the first chunk"),
     pytest.param(NUID, 10, id="a chunk"),
+    pytest.param(NUID, 20, id="the last chunk"),
     pytest.param(META, 2, id="the description"),  # the first is the question what is there
     pytest.param(b"STREAM.PURGE", 1, id="the removal of the old chunks"),
 ]
@@ -196,22 +196,17 @@ def cut(connection: Connection, proxy: CutProxy, objects: ObjectBucket) -> Itera
 
 @pytest.mark.parametrize("after", [True, False])
 @pytest.mark.parametrize(("pattern", "occurrence"), PUT)
-def test_put_that_loses_its_connection_leaves_one_whole_version_and_no_chunks(
+def test_put_that_loses_its_connection_goes_on_with_the_next(
     cut: ObjectBucket, proxy: CutProxy, *, pattern: bytes, occurrence: int, after: bool, objects: ObjectBucket
 ) -> None:
     old, new = _version(1, 3 * CHUNK), _version(2, 20 * CHUNK)
     objects.put("k", old)
     proxy.cut_at(pattern, occurrence=occurrence, after=after)
-    if pattern == NUID:
-        with pytest.raises(ConnectionLostError):
-            cut.put("k", new)
-        expected = old
-    else:  # the outcome can be found out, or what is left to do be done again
-        cut.put("k", new)
-        expected = new
+    info = cut.put("k", new)  # what was lost is sent again, in order and once
     assert proxy.cuts == 1
-    assert objects.get("k") == expected
-    assert list(chunk_subjects(objects).values()) == [len(expected) // CHUNK]
+    assert objects.stat("k") == info
+    assert objects.get("k") == new
+    assert list(chunk_subjects(objects).values()) == [20]
 
 
 @pytest.mark.parametrize("after", [True, False])
@@ -253,7 +248,7 @@ def test_delete_that_loses_its_connection_deletes(
     cut: ObjectBucket, proxy: CutProxy, objects: ObjectBucket, after: bool
 ) -> None:
     objects.put("k", _version(1, 3 * CHUNK))
-    proxy.cut_at(META, occurrence=3, after=after)
+    proxy.cut_at(META, occurrence=2, after=after)
     cut.delete("k")
     assert proxy.cuts == 1
     assert not objects.exists("k")
@@ -282,7 +277,7 @@ def test_chunks_stay_where_a_lost_attempt_may_be_stored_though_the_next_is_refus
         call = "description" if META in subject.encode() else subject.removeprefix("$JS.API.STREAM.")
         asked.append(call)
         if call == "INFO.OBJ_b":
-            return {"config": {"name": "OBJ_b", "allow_direct": True, "num_replicas": 1}, "state": {"last_seq": 0}}
+            return {"config": {"name": "OBJ_b", "num_replicas": 1}, "state": {"last_seq": 0}}
         if call == "MSG.GET.OBJ_b":
             return refusal(10037)
         if call == "description" and asked.count(call) == 1:
@@ -304,13 +299,13 @@ def test_chunks_are_removed_only_after_the_last_one_under_way_has_arrived(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Else one that comes later would stay for ever."""
-    monkeypatch.setattr(_chunks, "_LEAST_CLEAN_UP_TIMEOUT", 20.0)
+    monkeypatch.setattr(_sink, "_LEAST_CLEAN_UP_TIMEOUT", 20.0)
     under_way: list[str] = []
     removed = threading.Event()
 
     def answer(subject: str, reply: str) -> Answer | None:
         if subject == "$JS.API.STREAM.INFO.OBJ_b":
-            return {"config": {"name": "OBJ_b", "allow_direct": True, "num_replicas": 1}, "state": {"last_seq": 0}}
+            return {"config": {"name": "OBJ_b", "num_replicas": 1}, "state": {"last_seq": 0}}
         if subject == "$JS.API.STREAM.PURGE.OBJ_b":
             removed.set()
             return {"purged": 3}
@@ -318,8 +313,8 @@ def test_chunks_are_removed_only_after_the_last_one_under_way_has_arrived(
         return None
 
     with Peer(answer) as peer, mono_sync.connect(peer.url) as connection, ThreadPoolExecutor(1) as pool:
-        stored = pool.submit(connection.objects("b").put, "k", bytes(4 * CHUNK), timeout=20)
-        wait_until(lambda: len(under_way) == 4, "all chunks have been sent")
+        stored = pool.submit(connection.objects("b").put, "k", bytes(5 * CHUNK), timeout=20)
+        wait_until(lambda: len(under_way) == 4, "all chunks but the last have been sent")
         peer.reply(under_way[0], {"error": {"code": 503, "err_code": 10077, "description": "maximum bytes exceeded"}})
         for number in (1, 2, 3):
             assert not removed.wait(0.1)

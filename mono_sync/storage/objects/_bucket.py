@@ -5,10 +5,20 @@ from __future__ import annotations
 import io
 from typing import overload
 
-from mono_sync._durations import DEFAULT, Timeout
+from mono_sync._durations import DEFAULT, Duration, Timeout
+from mono_sync.storage._values import ObjectInfo
 from mono_sync.storage.objects._describing import Describing
-from mono_sync.storage.objects._modes import BinaryReading, TextReading, parse_mode, text_reader
+from mono_sync.storage.objects._meta import Headers, Metadata
+from mono_sync.storage.objects._modes import (
+    BinaryReading,
+    BinaryWriting,
+    TextReading,
+    TextWriting,
+    parse_mode,
+    text_reader,
+)
 from mono_sync.storage.objects._reader import ObjectReader
+from mono_sync.storage.objects._writer import ObjectWriter, TextObjectWriter
 
 
 class ObjectBucket(Describing):
@@ -41,13 +51,47 @@ class ObjectBucket(Describing):
     def open(
         self,
         key: str,
+        mode: BinaryWriting,
+        *,
+        description: str = "",
+        headers: Headers | None = None,
+        metadata: Metadata | None = None,
+        ttl: Duration | None = None,
+        if_match: ObjectInfo | int | None = None,
+        timeout: Timeout = DEFAULT,
+    ) -> ObjectWriter: ...
+    @overload
+    def open(
+        self,
+        key: str,
+        mode: TextWriting,
+        *,
+        encoding: str | None = None,
+        errors: str | None = None,
+        newline: str | None = None,
+        description: str = "",
+        headers: Headers | None = None,
+        metadata: Metadata | None = None,
+        ttl: Duration | None = None,
+        if_match: ObjectInfo | int | None = None,
+        timeout: Timeout = DEFAULT,
+    ) -> TextObjectWriter: ...
+    @overload
+    def open(
+        self,
+        key: str,
         mode: str,
         *,
         encoding: str | None = None,
         errors: str | None = None,
         newline: str | None = None,
+        description: str = "",
+        headers: Headers | None = None,
+        metadata: Metadata | None = None,
+        ttl: Duration | None = None,
+        if_match: ObjectInfo | int | None = None,
         timeout: Timeout = DEFAULT,
-    ) -> ObjectReader | io.TextIOWrapper: ...
+    ) -> ObjectReader | ObjectWriter | io.TextIOWrapper: ...
 
     def open(
         self,
@@ -57,30 +101,66 @@ class ObjectBucket(Describing):
         encoding: str | None = None,
         errors: str | None = None,
         newline: str | None = None,
+        description: str = "",
+        headers: Headers | None = None,
+        metadata: Metadata | None = None,
+        ttl: Duration | None = None,
+        if_match: ObjectInfo | int | None = None,
         timeout: Timeout = DEFAULT,
-    ) -> ObjectReader | io.TextIOWrapper:
+    ) -> ObjectReader | ObjectWriter | io.TextIOWrapper:
         """Open an object as a file.
+
+        What is written becomes the object as a whole when the stream is closed; an exception in its ``with``, and
+        ``abort()``, leave what was there before. See `ObjectWriter`.
 
         Args:
             key: its name.
-            mode: ``"rb"`` is `get_reader`; ``"r"`` the same as text.
+            mode: ``"rb"`` is `get_reader`; ``"wb"`` writes a new version; ``"xb"`` does so only if there is no object,
+                which is looked at now and decided at the end. ``"r"``, ``"w"`` and ``"x"`` are the same as text.
             encoding: of text; omitted: UTF-8, whatever the machine is set to.
-            errors: what to do about bytes that the encoding does not know, as for the built-in ``open``.
+            errors: what to do about what the encoding does not know, as for the built-in ``open``.
             newline: which ends lines have, as for the built-in ``open``.
+            description: as for `put`; this and what follows is for writing only.
+            headers: as for `put`.
+            metadata: as for `put`.
+            ttl: as for `put`.
+            if_match: as for `put`.
             timeout: deadline of this call, and of each call of the stream.
 
         Raises:
-            ObjectNotFoundError: it is missing.
+            ObjectNotFoundError: it is missing, and to be read.
+            ObjectExistsError: it is there, and the mode has an ``x``.
             StorageError: it is a link to a bucket, or links lead in a circle.
-            ValueError: no such mode, or text options with a binary one.
+            ValueError: no such mode, or options that do not go with it.
             LookupError: no such encoding.
         """
-        is_text = parse_mode(mode, encoding=encoding, errors=errors, newline=newline).text
-        reader = self.get_reader(key, timeout=timeout)
-        if not is_text:
-            return reader
+        wanted = parse_mode(mode, encoding=encoding, errors=errors, newline=newline)
+        if wanted.action == "r":
+            given = (description or None, headers, metadata, ttl, if_match)
+            if any(option is not None for option in given):
+                raise ValueError(f"mode {mode!r} is for reading: what describes a new version goes with 'w' or 'x'")
+            reader = self.get_reader(key, timeout=timeout)
+            if not wanted.text:
+                return reader
+            try:
+                return text_reader(reader, mode, encoding=encoding, errors=errors, newline=newline)
+            except BaseException:
+                reader.close()
+                raise
+        writer = self._new_writer(
+            key,
+            exclusive=wanted.action == "x",
+            if_match=if_match,
+            description=description,
+            headers=headers,
+            metadata=metadata,
+            ttl=ttl,
+            timeout=timeout,
+        )
+        if not wanted.text:
+            return writer
         try:
-            return text_reader(reader, mode, encoding=encoding, errors=errors, newline=newline)
+            return TextObjectWriter(writer, mode, encoding=encoding, errors=errors, newline=newline)
         except BaseException:
-            reader.close()
+            writer.abort()
             raise

@@ -13,7 +13,6 @@ from mono_sync.storage._config import BucketConfig, FSBucketConfig
 from mono_sync.storage._names import check_object_name, decode_object_name, encode_object_name
 from mono_sync.storage._values import BucketStatus, Entry, Folder, ObjectInfo, Operation
 from mono_sync.storage._watcher import Watcher
-from mono_sync.storage.objects._chunks import Chunks
 from mono_sync.storage.objects._meta import is_deletion, read_info
 
 _Infos: TypeAlias = list[ObjectInfo]  # in the class, list is a method
@@ -27,7 +26,6 @@ class Catalog(Bucket[FSBucketConfig]):
 
     def __init__(self, connection: CoreConnection, name: str, info: Json, *, stale_reads: bool) -> None:
         super().__init__(connection, name, info, stale_reads=stale_reads)
-        self._chunks = Chunks(connection, self._jetstream, name, self._stream)
         self._expires = bool(info["config"].get("max_age"))
         self._descriptions = f"$O.{name}.M."
 

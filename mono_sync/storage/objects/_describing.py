@@ -30,7 +30,6 @@ from mono_sync.storage._bucket import Bucket, check_revision
 from mono_sync.storage._config import FSBucketConfig
 from mono_sync.storage._names import check_bucket_name
 from mono_sync.storage._values import ObjectInfo
-from mono_sync.storage.objects._chunks import clean_up_deadline
 from mono_sync.storage.objects._lifetime import expires_by_itself, remaining
 from mono_sync.storage.objects._meta import (
     Headers,
@@ -45,6 +44,7 @@ from mono_sync.storage.objects._meta import (
     sha256,
     to_info,
 )
+from mono_sync.storage.objects._sink import clean_up_deadline
 from mono_sync.storage.objects._writing import Writing
 
 _log = logging.getLogger("mono_sync.storage")

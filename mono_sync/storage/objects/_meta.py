@@ -25,7 +25,17 @@ _MESSAGE_HEADERS = 256  # of a description, at most
 
 def sha256(data: Payload) -> str:
     """Return the digest in the form in which it is stored."""
-    return f"SHA-256={urlsafe_b64encode(hashlib.sha256(data).digest()).decode()}"
+    return digest_of(hashlib.sha256(data))
+
+
+def digest_of(content: hashlib._Hash) -> str:
+    """Return the digest of content that was hashed piece by piece, in the same form."""
+    return f"SHA-256={urlsafe_b64encode(content.digest()).decode()}"
+
+
+def new_time() -> str:
+    """Return the present time in the form in which it is stored."""
+    return datetime.now(UTC).isoformat().replace("+00:00", "Z")
 
 
 def new_meta(
@@ -122,8 +132,7 @@ def encode_meta(bucket: str, meta: Json, limit: int) -> bytes:
 
 
 def _stamped(**meta: object) -> Json:
-    now = datetime.now(UTC).isoformat().replace("+00:00", "Z")
-    return {**meta, "nuid": secrets.token_hex(11), "mtime": now}
+    return {**meta, "nuid": secrets.token_hex(11), "mtime": new_time()}
 
 
 def read_meta(bucket: str, message: StoredMessage) -> Json | None:

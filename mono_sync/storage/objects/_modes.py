@@ -9,13 +9,15 @@ from mono_sync.storage.objects._reader import ObjectReader
 
 BinaryReading: TypeAlias = Literal["rb", "br"]
 TextReading: TypeAlias = Literal["r", "rt", "tr"]
+BinaryWriting: TypeAlias = Literal["wb", "bw", "xb", "bx"]
+TextWriting: TypeAlias = Literal["w", "wt", "tw", "x", "xt", "tx"]
 
 
 class Mode(NamedTuple):
     """A mode, taken apart.
 
     Attributes:
-        action: ``"r"``.
+        action: ``"r"``, ``"w"`` or ``"x"``.
         text: whether a text stream is wanted.
     """
 
@@ -32,14 +34,16 @@ def parse_mode(mode: str, *, encoding: str | None, errors: str | None, newline: 
     """
     if not isinstance(mode, str):
         raise TypeError(f"a mode must be a str, not {type(mode).__name__}")
-    kinds = mode.replace("r", "", 1)
-    if "r" not in mode or kinds not in ("", "b", "t"):
-        raise ValueError(f"invalid mode {mode!r}: an object is opened with 'rb', or as text with 'r'")
+    action = next((letter for letter in "rwx" if letter in mode), "")
+    kinds = mode.replace(action, "", 1)
+    if not action or kinds not in ("", "b", "t"):
+        known = "'rb' is for reading, 'wb' for writing, 'xb' for writing what is missing; without b as text"
+        raise ValueError(f"invalid mode {mode!r}: {known}")
     options = {"encoding": encoding, "errors": errors, "newline": newline}
     given = [name for name, value in options.items() if value is not None]
     if given and kinds == "b":
         raise ValueError(f"binary mode {mode!r} takes no {given[0]}")
-    return Mode("r", kinds != "b")
+    return Mode(action, kinds != "b")
 
 
 def text_reader(

@@ -2,33 +2,58 @@
 
 from __future__ import annotations
 
-import json
-import logging
+from contextlib import AbstractContextManager
+from typing import Any, Final, NamedTuple
 
-from mono_sync._durations import DEFAULT, Deadline, Timeout
+from mono_sync._durations import DEFAULT, Deadline, Duration, Timeout, to_ttl
 from mono_sync.adapter import Payload, check_payload
-from mono_sync.connection import Json, StoredMessage, is_conflict
-from mono_sync.errors import (
-    JetStreamAPIError,
-    MessageError,
-    NoRespondersError,
-    OperationTimeoutError,
-    StorageError,
-)
+from mono_sync.connection import CoreConnection, Json, StoredMessage, direct_question
+from mono_sync.errors import ObjectExistsError
+from mono_sync.storage._config import MAX_SECONDS
 from mono_sync.storage._values import ObjectInfo
-from mono_sync.storage.objects._chunks import clean_up_deadline
-from mono_sync.storage.objects._meta import Headers, Metadata, deletion, encode_meta, new_meta, read_meta, to_info
+from mono_sync.storage.objects._committing import Commit, Condition
+from mono_sync.storage.objects._meta import (
+    Headers,
+    Metadata,
+    deletion,
+    encode_meta,
+    new_meta,
+    read_meta,
+    to_info,
+)
+from mono_sync.storage.objects._progress import Progress, Reporter
 from mono_sync.storage.objects._reading import Reading
+from mono_sync.storage.objects._resuming import Found, Resumption, check_seekable, name_of_chunks
+from mono_sync.storage.objects._sink import ChunksLostError, Sinks
+from mono_sync.storage.objects._source_file import Readable, check_readable, chunks_of, size_of
+from mono_sync.storage.objects._sweep import Sweep, check_grace, described_in
+from mono_sync.storage.objects._upload import COMMIT_TIME, Upload
+from mono_sync.storage.objects._writer import ObjectWriter
 
-_log = logging.getLogger("mono_sync.storage")
+_LONGEST_TTL: Final = MAX_SECONDS - 2**32  # the server adds it to the seconds since 1970, and would overflow unnoticed
+_LONGEST_UPLOAD: Final = 24 * 3600.0
+"""Seconds that an upload may take whose object has a time to live."""
+
+
+class Described(NamedTuple):
+    """What a writer says of an object."""
+
+    description: str
+    headers: Headers | None
+    metadata: Metadata | None
 
 
 class Writing(Reading):
     """The part of an object bucket that writes."""
 
-    def set(self, key: str, data: Payload, *, timeout: Timeout = DEFAULT) -> None:
-        """Store an object, replacing what was there. Errors as for `put`."""
-        self.put(key, data, timeout=timeout)
+    def __init__(self, connection: CoreConnection, name: str, info: Json, *, stale_reads: bool) -> None:
+        super().__init__(connection, name, info, stale_reads=stale_reads)
+        self._replicated = info["config"]["num_replicas"] > 1
+        self._sinks = Sinks(connection, self._jetstream, self._writer, name, self._stream)
+
+    def set(self, key: str, data: Payload, *, ttl: Duration | None = None, timeout: Timeout = DEFAULT) -> None:
+        """Store an object, replacing what was there. Arguments and errors as for `put`."""
+        self.put(key, data, ttl=ttl, timeout=timeout)
 
     def put(
         self,
@@ -38,6 +63,8 @@ class Writing(Reading):
         description: str = "",
         headers: Headers | None = None,
         metadata: Metadata | None = None,
+        ttl: Duration | None = None,
+        if_match: ObjectInfo | int | None = None,
         timeout: Timeout = DEFAULT,
     ) -> ObjectInfo:
         """Store an object, replacing what was there, and return what the bucket knows of it.
@@ -45,7 +72,7 @@ class Writing(Reading):
         The new version becomes visible as a whole at the end, and the old one is removed after that. When anything goes
         wrong before, the old one stays, and what was written of the new one is removed again. That may take a quarter
         of a second beyond the deadline, or after an interrupt; where the server does not answer by then, and where an
-        interrupt comes in the last step, chunks that nothing refers to may be left behind.
+        interrupt comes in the last step, chunks that nothing refers to may be left behind, which `sweep` removes.
 
         Args:
             key: its name.
@@ -53,77 +80,283 @@ class Writing(Reading):
             description: for people.
             headers: by name, one value or several; ``Content-Type`` tells others what it is.
             metadata: custom values by name.
+            ttl: the object expires as a whole after this time, in seconds or as ``timedelta``, rounded up to whole
+                seconds, at least 1; needs nats-server 2.11.
+            if_match: replace only this version, given as its revision or its `ObjectInfo`; 0: store it only if there is
+                none. Decided at the end, in one step.
             timeout: total deadline.
 
         Raises:
             BucketFullError: the bucket's limit is reached; old and new version need room together.
+            ObjectExistsError: there is an object, and ``if_match`` is 0.
+            RevisionMismatchError: it is not at the revision ``if_match``.
             InvalidHeaderError: a header that no message could carry; nothing was sent.
             ValueTooLargeError: name, description, headers and metadata are more than the server takes in one message.
+            UploadLostError: its chunks are gone: somebody has reset the bucket.
+            ValueError: a ttl of less than a second, or longer than the server can count.
+            UnsupportedByServerError: a ttl, and a server that knows none.
+            BucketConfigError: a ttl, and a bucket that another client made without a TTL per message.
+        """
+        deadline, view = self._deadline(timeout), _sliceable(data)
+        condition = Condition.of(key, if_match)
+        described = Described(description, headers, metadata)
+        upload, size = self._begin(key, condition, described, ttl=ttl, deadline=deadline)
+        for start in range(0, len(view), size):
+            upload.add(bytes(view[start : start + size]), deadline)
+        return upload.finish(deadline)
+
+    def put_reader(
+        self,
+        key: str,
+        fileobj: Readable,
+        *,
+        description: str = "",
+        headers: Headers | None = None,
+        metadata: Metadata | None = None,
+        ttl: Duration | None = None,
+        if_match: ObjectInfo | int | None = None,
+        progress: Progress | None = None,
+        resume: str | None = None,
+        timeout: Timeout = DEFAULT,
+    ) -> ObjectInfo:
+        """Store what a binary file has from its present position on, as `put` does, and return what the bucket knows.
+
+        Memory stays bounded, however large it is. The file is read in the calling thread, and may block there: between
+        two reads the deadline is looked at.
+
+        Args:
+            key: its name.
+            fileobj: has ``read(size)``, which may return less than it was asked for, and returns nothing at the end.
+            description: for people.
+            headers: as for `put`.
+            metadata: as for `put`.
+            ttl: as for `put`.
+            if_match: as for `put`.
+            progress: a function, called with the bytes stored so far and those in all (None where that is not known);
+                or an object with ``total`` and ``update(n)``, such as a bar of tqdm. It is called in this thread; when
+                it raises, nothing is stored.
+            resume: a text that stands for this upload, ``uuid.uuid4().hex`` for example; keep it until the call has
+                succeeded. What was stored before the call failed, or its process was killed, then stays, and a call
+                with the same text, object and file goes on from there. It reads what is there from the file once more,
+                to compare and to get the digest. A text is for one content; once that is stored, the call returns it.
+                Of two uploads with one text at a time one fails. The file must be able to seek. The chunks are larger,
+                and each is stored on top of the one before, so where the server is far away it takes longer.
+            timeout: total deadline; for large files give one, or None.
+
+        Raises:
+            TypeError: the file is a text file, or has no ``read``.
+            ValueError: ``resume``, and a file that cannot seek.
+            UploadLostError: with ``resume``: what was stored before is not the beginning of the file, or a sweep has
+                given it up; begin anew with another text.
+            BlockingIOError: the file does not block, and has no data now.
+            Exception: whatever the file or ``progress`` raises. Otherwise as `put`.
         """
         deadline = self._deadline(timeout)
-        self._meta_subject(key)
-        view = memoryview(check_payload(data))
-        size = self._chunks.size
-        meta = new_meta(self._name, key, view, chunk=size, description=description, headers=headers, metadata=metadata)
-        encode_meta(self._name, meta, self._connection.server_info.max_payload)
-        with self._errors(deadline, "storing object", key, len(view)):
-            self._chunks.write(meta["nuid"], view, size, deadline)
-            revision = self._commit(meta, deadline)
-        return to_info(self._name, meta, revision)
+        check_readable(fileobj)
+        reporter = Reporter(progress, size_of(fileobj))
+        condition = Condition.of(key, if_match)
+        if resume is not None:
+            check_seekable(fileobj, resume)
+        described = Described(description, headers, metadata)
+        upload, size = self._begin(key, condition, described, ttl=ttl, deadline=deadline, token=resume)
+        try:
+            if resume is not None:
+                stored = self._resume(upload, key, resume, fileobj, deadline)
+                if stored is not None:
+                    reporter.report(stored.size)
+                    return stored
+                reporter.report(upload.stored)
+            for chunk in chunks_of(fileobj, size):
+                upload.add(chunk, deadline)
+                reporter.report(upload.stored)
+            return upload.finish(deadline, reporter)
+        except BaseException as error:
+            upload.abort(error, deadline)
+            raise
 
     def delete(self, key: str, *, timeout: Timeout = DEFAULT) -> None:
         """Delete an object; deleting a missing one is no error."""
         deadline = self._deadline(timeout)
+        commit = self._committing(key, Condition(), {}, "deleting object")
         with self._errors(deadline, "deleting object", key):
             newest = self._last_meta(key, deadline, direct=False)
-            if self._replaceable(newest) is not None:
-                self._commit(deletion(self._name, key), deadline)
+            if commit.check(newest) is not None:
+                commit.commit(deletion(self._name, key), newest, deadline)
 
-    def _commit(self, meta: Json, deadline: Deadline) -> int:
-        """Publish a description on top of exactly the version that it replaces, and remove that one's chunks.
+    def sweep(self, *, older_than: Duration | None = None, timeout: Timeout = DEFAULT) -> int:
+        """Remove the chunks of uploads that never came to an end, and return how many chunks that were.
 
-        Several writers at once replace each other one after the other, so each version's chunks are removed by the one
-        who replaced it. The new chunks are removed when it is certain that nothing refers to them.
+        Programs that are killed while they write leave such chunks, which take room and that nobody can read. Chunks of
+        objects are never touched, whatever is written at the same moment. An upload that stood still for longer than
+        ``older_than`` is given up, and fails with `UploadLostError` if it goes on; one of another client does not
+        notice, so leave it the time that it may need between two chunks.
+
+        Args:
+            older_than: what was stored later is let alone, in seconds or as ``timedelta``, at least ten minutes;
+                omitted: an hour.
+            timeout: total deadline. What is left when it passes is left for the next time.
+
+        Raises:
+            ValueError: ``older_than`` is less than ten minutes.
         """
-        key, subject, payload = meta["name"], self._meta_subject(meta["name"]), json.dumps(meta).encode()
-        operation = self._describe("storing object", key)
-        maybe_stored = False
-        try:
-            while True:
-                newest = self._last_meta(key, deadline, direct=False)
-                replaced = self._replaceable(newest)
-                maybe_stored = True
-                try:
-                    revision = self._writer.store(
-                        subject, payload, {"Nats-Rollup": "sub"}, deadline, operation, expected=_revision(newest)
-                    )
-                except (JetStreamAPIError, MessageError, NoRespondersError) as error:
-                    maybe_stored = False
-                    if not isinstance(error, JetStreamAPIError) or not is_conflict(error):
-                        raise
-                except OperationTimeoutError as error:
-                    maybe_stored = error.sent
-                    raise
-                else:
-                    return self._committed(revision, replaced, deadline)
-        except BaseException as error:
-            if not maybe_stored:
-                self._chunks.discard(meta["nuid"], clean_up_deadline(error, deadline))
-            raise
+        grace = check_grace(older_than)
+        deadline = self._deadline(timeout)
+        sweep = Sweep(
+            self._jetstream, self._writer, bucket=self._name, stream=self._stream, grace=grace, deadline=deadline
+        )
+        with self._errors(deadline, "sweeping"):
+            return sweep.run()
 
-    def _replaceable(self, message: StoredMessage | None) -> Json | None:
-        """Return the description of what is going to be replaced: None for nothing, empty if it cannot be read."""
-        try:
-            return None if message is None else read_meta(self._name, message)
-        except StorageError as error:
-            _log.warning("%s; it is replaced, and its chunks, if there are any, are left behind", error)
-            return {}
+    def _new_writer(
+        self,
+        key: str,
+        *,
+        exclusive: bool,
+        if_match: ObjectInfo | int | None = None,
+        description: str = "",
+        headers: Headers | None = None,
+        metadata: Metadata | None = None,
+        ttl: Duration | None = None,
+        timeout: Timeout = DEFAULT,
+    ) -> ObjectWriter:
+        """Return the stream for a new version of an object; ``exclusive``: there must be none."""
+        if exclusive and if_match is not None:
+            raise ValueError("a mode with 'x' takes no if_match: there must be no object")
+        default = self._connection.config.call_timeout
+        deadline = Deadline.of(timeout, default)
+        condition = Condition(0) if exclusive else Condition.of(key, if_match)
+        described = Described(description, headers, metadata)
+        upload, size = self._begin(key, condition, described, ttl=ttl, deadline=Deadline(None))
+        if exclusive and (there := self._find(key, deadline, direct=False)) is not None:
+            raise ObjectExistsError(self._name, key, there.revision)
+        return ObjectWriter(upload, key, size, exclusive=exclusive, timeout=default if timeout is DEFAULT else timeout)
 
-    def _committed(self, revision: int, replaced: Json | None, deadline: Deadline) -> int:
-        if replaced is not None:
-            self._chunks.discard(replaced.get("nuid", ""), clean_up_deadline(None, deadline))
-        return revision
+    # --- the steps of an upload
+
+    def _begin(
+        self,
+        key: str,
+        condition: Condition,
+        described: Described,
+        *,
+        ttl: Duration | None,
+        deadline: Deadline,
+        token: str | None = None,
+    ) -> tuple[Upload, int]:
+        """Return an upload, of which nothing has been sent, and the size of its chunks."""
+        self._meta_subject(key)
+        size, seconds = self._sinks.chunk_size(resumable=token is not None), self._ttl(ttl)
+        meta = new_meta(
+            self._name,
+            key,
+            _NOTHING,
+            chunk=size,
+            description=described.description,
+            headers=described.headers,
+            metadata=described.metadata,
+        )
+        if token is not None:
+            meta["nuid"] = name_of_chunks(self._name, key, token)
+        encode_meta(self._name, meta, self._connection.server_info.max_payload)
+        lives, chunks_live, longest = dict[str, str](), dict[str, str](), None
+        if seconds is not None:
+            remaining = deadline.remaining
+            longest = _LONGEST_UPLOAD if remaining is None else min(remaining, _LONGEST_UPLOAD)
+            later = min(seconds + int(longest + COMMIT_TIME) + 1, _LONGEST_TTL)
+            lives, chunks_live = {"Nats-TTL": str(seconds)}, {"Nats-TTL": str(later)}
+        doing = "storing object"
+        commit, operation = self._committing(key, condition, lives, doing), self._describe(doing, key)
+        upload = Upload(
+            self._sinks,
+            meta,
+            chunks_live,
+            commit,
+            longest=longest,
+            operation=operation,
+            resumable=token is not None,
+        )
+        return upload, size
+
+    def _resume(self, upload: Upload, key: str, token: str, fileobj: Any, deadline: Deadline) -> ObjectInfo | None:
+        """Let an upload go on from what there is; return the object if that has been stored already."""
+        name = name_of_chunks(self._name, key, token)
+        resumption = Resumption(
+            self._jetstream,
+            stream=self._stream,
+            subject=self._sinks.subject(name),
+            chunk_size=self._sinks.chunk_size(resumable=True),
+            fileobj=fileobj,
+            deadline=deadline,
+        )
+        stored: ObjectInfo | None = None
+
+        def find() -> Found | None:
+            nonlocal stored
+            newest = self._jetstream.last(self._stream, self._meta_subject(key), direct=False, deadline=deadline)
+            meta = None if newest is None else read_meta(self._name, newest)
+            if newest is not None and meta is not None and meta["nuid"] == name:
+                if not resumption.is_whole(meta):
+                    raise ChunksLostError("this resume stands for another content, which is stored")
+                stored = to_info(self._name, meta, newest.sequence)
+                return None
+            found = resumption.find()
+            if found is not None and name in described_in(self._all_descriptions(deadline, "storing object")):
+                raise ChunksLostError("this resume stands for an object that is stored under another name")
+            while found is not None and found.complete and found.idle > COMMIT_TIME:
+                resumption.take_back(found)
+                found = resumption.find()
+            return found
+
+        upload.resume(find, deadline)
+        return stored
+
+    def _committing(self, key: str, condition: Condition, headers: dict[str, str], doing: str) -> Commit:
+        subject = self._meta_subject(key)
+
+        def look(deadline: Deadline) -> StoredMessage | None:
+            return self._jetstream.last(self._stream, subject, direct=False, deadline=deadline)
+
+        def errors(deadline: Deadline, size: int) -> AbstractContextManager[None]:
+            return self._errors(deadline, doing, key, size)
+
+        return Commit(
+            self._writer,
+            self._sinks,
+            bucket=self._name,
+            key=key,
+            subject=subject,
+            look=look,
+            question=direct_question(self._stream, subject) if self._answers_at_once(condition) else None,
+            errors=errors,
+            condition=condition,
+            headers=headers,
+            operation=self._describe(doing, key),
+        )
+
+    def _answers_at_once(self, condition: Condition) -> bool:
+        """Return whether it makes sense to ask any replica what is there."""
+        may_be_behind = self._replicated and condition.revision is not None
+        return self._direct and not may_be_behind and self._jetstream.takes_direct(self._stream)
+
+    def _ttl(self, ttl: Duration | None) -> int | None:
+        seconds = to_ttl(ttl)
+        if seconds is None:
+            return None
+        if seconds > _LONGEST_TTL:
+            raise ValueError(f"ttl must be at most {_LONGEST_TTL} seconds, the server's largest: {ttl!r}")
+        self._connection.server_info.require("a TTL per object", "2.11.0")
+        return seconds
 
 
-def _revision(message: StoredMessage | None) -> int:
-    return 0 if message is None else message.sequence
+_NOTHING: Final = memoryview(b"")
+
+
+def _sliceable(data: Payload) -> bytes | memoryview:
+    """Return the bytes of an object without copying them.
+
+    Raises:
+        TypeError: it is not bytes-like; for a str the message says to encode it.
+    """
+    if isinstance(data, (bytearray, memoryview)) and memoryview(data).c_contiguous:
+        return memoryview(data).cast("B")
+    return check_payload(data)

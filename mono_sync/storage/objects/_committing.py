@@ -1,0 +1,185 @@
+"""The last step of a new version: its description takes the place of the old one."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Final
+
+from mono_sync._durations import Deadline
+from mono_sync.adapter import Message
+from mono_sync.connection import ExactlyOnce, Json, StoredMessage, is_conflict, read_direct
+from mono_sync.errors import (
+    JetStreamAPIError,
+    MessageError,
+    NoRespondersError,
+    ObjectExistsError,
+    OperationTimeoutError,
+    RevisionMismatchError,
+    StorageError,
+)
+from mono_sync.storage._values import ObjectInfo
+from mono_sync.storage.objects._meta import read_meta
+from mono_sync.storage.objects._sink import Sinks, clean_up_deadline
+
+_NONE_THERE: Final = 404
+
+_log = logging.getLogger("mono_sync.storage")
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """What must be there for a new version to take its place.
+
+    Attributes:
+        revision: the revision of what is there; 0: nothing; None: whatever it is.
+    """
+
+    revision: int | None = None
+
+    @classmethod
+    def of(cls, key: str, if_match: ObjectInfo | int | None) -> Condition:
+        """Read what a caller gave.
+
+        Raises:
+            TypeError: it is none of those.
+            ValueError: it is a negative number, or describes another object.
+        """
+        if isinstance(if_match, ObjectInfo):
+            if if_match.name != key:
+                raise ValueError(f"if_match describes object {if_match.name!r}, not {key!r}")
+            return cls(if_match.revision)
+        if if_match is None:
+            return cls()
+        if not isinstance(if_match, int) or isinstance(if_match, bool):
+            raise TypeError(f"if_match must be a revision or an ObjectInfo, not {type(if_match).__name__}")
+        if if_match < 0:
+            raise ValueError(f"a revision is not negative: {if_match}")
+        return cls(if_match)
+
+    def check(self, bucket: str, key: str, newest: StoredMessage | None, *, lives: bool) -> None:
+        """Do nothing if what is there is what must be there.
+
+        Raises:
+            ObjectExistsError: there is an object and must be none.
+            RevisionMismatchError: it is not at the revision.
+        """
+        actual = newest.sequence if newest is not None and lives else 0
+        if self.revision is None or self.revision == actual:
+            return
+        if self.revision == 0:
+            raise ObjectExistsError(bucket, key, actual)
+        raise RevisionMismatchError(bucket, key, self.revision, actual)
+
+
+class Commit:
+    """Stores the description of one version. One thread, once.
+
+    Several writers at once replace each other one after the other, each on top of exactly the version that it replaces:
+    so each version's chunks are removed by the one who replaced it.
+
+    Args:
+        writer: the stream.
+        sinks: where chunks go.
+        bucket: name of the bucket.
+        key: name of the object.
+        subject: that of its description.
+        look: asks the leader for the newest description.
+        question: what any replica answers, for a replica may be behind only if no condition depends on it.
+        errors: returns what turns refusals into errors that name bucket and object.
+        condition: what must be there.
+        headers: of the description.
+        operation: what to call it in errors.
+
+    Attributes:
+        in_doubt: whether it may be stored although `commit` has raised.
+    """
+
+    def __init__(
+        self,
+        writer: ExactlyOnce,
+        sinks: Sinks,
+        *,
+        bucket: str,
+        key: str,
+        subject: str,
+        look: Callable[[Deadline], StoredMessage | None],
+        question: tuple[str, bytes] | None,
+        errors: Callable[[Deadline, int], AbstractContextManager[None]],
+        condition: Condition,
+        headers: dict[str, str],
+        operation: str,
+    ) -> None:
+        self.in_doubt: bool = False
+        self.errors: Final = errors
+        self._bucket = bucket
+        self._key = key
+        self._subject = subject
+        self._writer = writer
+        self._sinks = sinks
+        self._look = look
+        self.question: Final = question
+        self._condition = condition
+        self._headers = {"Nats-Rollup": "sub", **headers}
+        self._operation = operation
+
+    def look(self, answer: Message | None, deadline: Deadline) -> StoredMessage | None:
+        """Return what describes the version that there is now, given what was answered to the question.
+
+        If that is an older one, because a replica lags behind, `commit` finds out.
+        """
+        if answer is not None and answer.status in (None, _NONE_THERE):
+            return read_direct(answer)
+        return self._look(deadline)
+
+    def check(self, newest: StoredMessage | None) -> Json | None:
+        """Return the description that is going to be replaced: None for nothing, empty if it cannot be read.
+
+        Raises:
+            ObjectExistsError: there is an object and must be none.
+            RevisionMismatchError: it is not at the revision that it must be at.
+        """
+        try:
+            replaced = None if newest is None else read_meta(self._bucket, newest)
+        except StorageError as error:
+            _log.warning("%s; it is replaced, and its chunks, if there are any, are left behind", error)
+            replaced = {}
+        self._condition.check(self._bucket, self._key, newest, lives=replaced is not None)
+        return replaced
+
+    def commit(self, meta: Json, newest: StoredMessage | None, deadline: Deadline) -> int:
+        """Store a description in place of the newest one, return its revision, and remove the chunks that it replaces.
+
+        Raises:
+            ConflictError: what is there is not what must be there.
+        """
+        payload = json.dumps(meta).encode()
+        while True:
+            replaced = self.check(newest)
+            expected = 0 if newest is None else newest.sequence
+            try:
+                revision = self._store(payload, expected, deadline)
+            except JetStreamAPIError as error:
+                if not is_conflict(error):
+                    raise
+                newest = self._look(deadline)
+            else:
+                if replaced is not None and replaced.get("nuid") != meta["nuid"]:
+                    self._sinks.discard(replaced.get("nuid", ""), clean_up_deadline(None, deadline))
+                return revision
+
+    def _store(self, payload: bytes, expected: int, deadline: Deadline) -> int:
+        self.in_doubt = True
+        try:
+            return self._writer.store(
+                self._subject, payload, self._headers, deadline, self._operation, expected=expected
+            )
+        except (JetStreamAPIError, MessageError, NoRespondersError):
+            self.in_doubt = False
+            raise
+        except OperationTimeoutError as error:
+            self.in_doubt = error.sent
+            raise

@@ -1,0 +1,172 @@
+"""Uploads that are gone on with, by this process or another one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Final, Protocol
+
+from mono_sync._durations import Deadline
+from mono_sync.connection import JetStream, Json, StoredMessage, parse_time
+from mono_sync.errors import OperationTimeoutError
+from mono_sync.storage.objects._meta import digest_of
+from mono_sync.storage.objects._sink import ChunksLostError
+
+PREFIX: Final = "Mono-Sync-Prefix"
+"""Header of chunks that can be gone on from: how many bytes end with this one, and their digest."""
+
+_PIECE: Final = 1 << 20
+
+
+class Seekable(Protocol):
+    """A binary file that can be read twice."""
+
+    def read(self, size: int, /) -> bytes:
+        """Return up to so many bytes, and none at the end."""
+
+    def seek(self, offset: int, /) -> object:
+        """Move to another position."""
+
+    def tell(self) -> int:
+        """Return the position."""
+
+
+def check_seekable(fileobj: object, token: str) -> None:
+    """Do nothing if an upload can be gone on with.
+
+    Raises:
+        TypeError: the token is no str.
+        ValueError: it is empty, or the file cannot seek.
+    """
+    if not isinstance(token, str):
+        raise TypeError(f"resume must be a str that stands for the upload, not {type(token).__name__}")
+    if not token:
+        raise ValueError("resume must not be empty: it stands for one upload of one content")
+    seekable: Callable[[], bool] | None = getattr(fileobj, "seekable", None)
+    if seekable is None or not seekable():
+        raise ValueError("an upload can be resumed only from a file that can seek")
+
+
+def name_of_chunks(bucket: str, key: str, token: str) -> str:
+    """Return the name of the chunks of the upload for which a token stands."""
+    return hashlib.sha256(json.dumps([bucket, key, token]).encode()).hexdigest()[:32]
+
+
+def prefix_header(size: int, content: hashlib._Hash) -> dict[str, str]:
+    """Return the header of a chunk with which so many bytes of such a digest end."""
+    return {PREFIX: f"{size}:{content.hexdigest()}"}
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What the stream holds of an upload, and the file as well.
+
+    Attributes:
+        size: bytes.
+        chunks: how many.
+        newest: sequence of the last one.
+        content: the hash of the bytes.
+        age: seconds since the first chunk was stored.
+        idle: seconds since the last one was.
+        complete: whether that is all that the file has.
+    """
+
+    size: int
+    chunks: int
+    newest: int
+    content: hashlib._Hash
+    age: float
+    idle: float
+    complete: bool
+
+
+class Resumption:
+    """Compares what the stream holds of an upload with the file. The file stands behind that afterwards.
+
+    Args:
+        jetstream: the API.
+        stream: its name.
+        subject: that of the chunks.
+        chunk_size: bytes of one.
+        fileobj: the file, at the beginning of what is to become the object.
+        deadline: total.
+    """
+
+    def __init__(
+        self,
+        jetstream: JetStream,
+        *,
+        stream: str,
+        subject: str,
+        chunk_size: int,
+        fileobj: Seekable,
+        deadline: Deadline,
+    ) -> None:
+        self._jetstream = jetstream
+        self._stream = stream
+        self._subject = subject
+        self._chunk_size = chunk_size
+        self._file = fileobj
+        self._start = fileobj.tell()
+        self._deadline = deadline
+
+    def find(self) -> Found | None:
+        """Return what there is, None if that is nothing.
+
+        Raises:
+            ChunksLostError: it is not the beginning of the file, or not whole.
+        """
+        newest = self._jetstream.last(self._stream, self._subject, direct=False, deadline=self._deadline)
+        if newest is None:
+            self._file.seek(self._start)
+            return None
+        size, digest = _read_prefix(newest)
+        now, chunks = self._count()
+        if chunks != -(-size // self._chunk_size):
+            raise ChunksLostError(f"{chunks} chunks are left of those before byte {size}")
+        content = self._hash(size)
+        if content.hexdigest() != digest:
+            raise ChunksLostError(f"the {size} bytes that were stored before are not those of the file")
+        first = self._jetstream.next_of(self._stream, self._subject, 1, self._deadline)
+        age = (now - (first or newest).time).total_seconds()
+        idle = (now - newest.time).total_seconds()
+        complete = not self._file.read(1)
+        self._file.seek(self._start + size)
+        return Found(size, chunks, newest.sequence, content, age, idle, complete)
+
+    def is_whole(self, meta: Json) -> bool:
+        """Return whether the whole file is what a description describes."""
+        content = self._hash(meta["size"])
+        return digest_of(content) == meta["digest"] and not self._file.read(1)
+
+    def take_back(self, found: Found) -> None:
+        """Remove the last chunk, whose description did not come in time, so that it can be stored once more."""
+        query = {"seq": found.newest, "no_erase": True}
+        self._jetstream.api(f"STREAM.MSG.DELETE.{self._stream}", query, self._deadline)
+
+    def _count(self) -> tuple[datetime, int]:
+        query = {"subjects_filter": self._subject}
+        answer = self._jetstream.api(f"STREAM.INFO.{self._stream}", query, self._deadline)
+        now = parse_time(answer["ts"]) if "ts" in answer else datetime.now(UTC)
+        return now, int((answer["state"].get("subjects") or {}).get(self._subject, 0))
+
+    def _hash(self, size: int) -> hashlib._Hash:
+        """Return the hash of the first so many bytes of the file, or of all if it has less."""
+        self._file.seek(self._start)
+        content = hashlib.sha256()
+        while size and (piece := self._file.read(min(size, _PIECE))):
+            content.update(piece)
+            size -= len(piece)
+            if self._deadline.expired:
+                raise OperationTimeoutError("comparing the file with what was stored", self._deadline.timeout)
+        return content
+
+
+def _read_prefix(newest: StoredMessage) -> tuple[int, str]:
+    size, colon, digest = newest.headers.get(PREFIX, "").partition(":")
+    if not colon:
+        raise ChunksLostError("it was given up by a sweep")
+    return int(size), digest

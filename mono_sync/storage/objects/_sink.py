@@ -1,0 +1,458 @@
+"""The chunks of one version on their way into the stream: many at a time, in order, each once."""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+from collections.abc import Mapping
+from typing import Final, NoReturn
+
+from mono_sync._durations import Deadline
+from mono_sync.adapter import Message, encode_known_headers
+from mono_sync.connection import (
+    CoreConnection,
+    ExactlyOnce,
+    Inbox,
+    JetStream,
+    Question,
+    StoredMessage,
+    Write,
+    is_conflict,
+    read_ack,
+)
+from mono_sync.errors import (
+    ConnectionLostError,
+    JetStreamAPIError,
+    JetStreamUnavailableError,
+    MonoError,
+    NoRespondersError,
+    OperationTimeoutError,
+)
+
+_log = logging.getLogger("mono_sync.storage")
+
+MOST_UNDER_WAY: Final = 64
+MOST_BYTES_UNDER_WAY: Final = 1 << 20
+STALE: Final = 120.0
+"""Seconds after which an upload looks whether its chunks are still there. Far less than `sweep` lets them alone."""
+
+_NUID: Final = re.compile(r"[-_a-zA-Z0-9]+")
+_ID: Final = "Nats-Msg-Id"
+_CHUNK: Final = 128 * 1024
+_LARGE_CHUNK: Final = 512 * 1024
+_MESSAGE_HEADERS: Final = 256  # of a chunk, at most
+_PATIENCE: Final = 1.5  # a server that dies in a cluster takes its answers along, and no connection breaks
+_SHORTEST_PAUSE, _LONGEST_PAUSE = 0.02, 0.5
+_CLEAN_UP_TIMEOUT = 5.0
+_LEAST_CLEAN_UP_TIMEOUT = 0.25
+_LOOKS: Final = 20
+_LAST, _ASKED = "last", "asked"
+_FOR_EVER: Final = Deadline(None)
+
+
+class ChunksLostError(Exception):
+    """What the stream holds is not what was sent; nothing may be built on it."""
+
+
+def clean_up_deadline(reason: BaseException | None, deadline: Deadline) -> Deadline:
+    """Return how long to clean up for: what is left of a call's deadline, or a moment when nothing is.
+
+    After an interrupt it is a moment as well: whoever presses Ctrl-C does not want to wait.
+    """
+    interrupted = reason is not None and not isinstance(reason, Exception)
+    left = 0.0 if interrupted else deadline.at_most(_CLEAN_UP_TIMEOUT).remaining or 0.0
+    return Deadline(max(left, _LEAST_CLEAN_UP_TIMEOUT))
+
+
+class Sinks:
+    """Where the chunks of a bucket go. Thread-safe."""
+
+    def __init__(
+        self, connection: CoreConnection, jetstream: JetStream, writer: ExactlyOnce, bucket: str, stream: str
+    ) -> None:
+        self._connection = connection
+        self._jetstream = jetstream
+        self._writer = writer
+        self._bucket = bucket
+        self._stream = stream
+
+    def chunk_size(self, *, resumable: bool = False) -> int:
+        """Return the bytes of one chunk: what the server takes, if that is less than usual.
+
+        Those that are stored one after the other are larger, for each takes a round trip.
+        """
+        usual = _LARGE_CHUNK if resumable else _CHUNK
+        return min(usual, self._connection.server_info.max_payload - _MESSAGE_HEADERS)
+
+    def new(self, nuid: str, headers: dict[str, str], operation: str) -> Sink:
+        """Return the way for the chunks of one version."""
+        return Sink(
+            self._connection,
+            self._jetstream,
+            self._writer,
+            stream=self._stream,
+            subject=self.subject(nuid),
+            headers=headers,
+            operation=operation,
+        )
+
+    def discard(self, nuid: str, deadline: Deadline) -> None:
+        """Remove the chunks of a version that nothing refers to; what cannot be removed in time is left behind."""
+        if not _NUID.fullmatch(nuid):  # none, or no name of chunks, which other clients may have stored
+            return
+        while True:
+            try:
+                self._jetstream.purge(self._stream, self.subject(nuid), deadline)
+                return
+            except ConnectionLostError:
+                continue  # purging twice does no harm
+            except MonoError as error:
+                _log.warning("bucket %s: chunks %s may be left behind: %s", self._bucket, nuid, error)
+                return
+
+    def subject(self, nuid: str) -> str:
+        """Return where the chunks of a version go."""
+        return f"$O.{self._bucket}.C.{nuid}"
+
+
+class Sink:
+    """Stores the chunks of one version on one subject. One thread at a time.
+
+    They are sent ahead of their acknowledgements, a bounded number of them, on one connection. After the connection has
+    broken, or a server has refused a chunk for the moment, the stream is asked what it holds, and the rest is sent
+    again in order. Each has an id, so that none is stored twice where one sent before still arrives.
+
+    The last chunk is stored only on top of the one before: whoever gives up an upload that seems to have been left
+    behind puts a mark on the subject first. See `Sweep`.
+
+    Args:
+        connection: where to send.
+        jetstream: its API.
+        writer: the stream, for what is stored on a condition.
+        stream: its name.
+        subject: where the chunks go.
+        headers: of every chunk; names and values that NATS can carry.
+        operation: what to call it in errors.
+
+    Attributes:
+        count: chunks sent, or found there.
+        stored: bytes that the server has acknowledged.
+        touched: whether anything has been sent.
+        cautious: whether to store each chunk on top of the one before, for another upload may go by the same name.
+    """
+
+    def __init__(
+        self,
+        connection: CoreConnection,
+        jetstream: JetStream,
+        writer: ExactlyOnce,
+        *,
+        stream: str,
+        subject: str,
+        headers: dict[str, str],
+        operation: str,
+    ) -> None:
+        self.count: int = 0
+        self.stored: int = 0
+        self.touched: bool = False
+        self.cautious: bool = False
+        self._connection = connection
+        self._jetstream = jetstream
+        self._writer = writer
+        self._stream = stream
+        self._subject = subject
+        self._id: str | None = None  # of this attempt, with which those of its chunks begin
+        self._headers = headers
+        self._operation = operation
+        self._inbox: Inbox | None = None
+        self._settled = 0  # answers after the end
+        self._awaited: set[str] = set()  # tags of answers, beside those of chunks
+        self._losses = 0
+        self._under_way: dict[int, tuple[bytes, bytes]] = {}  # data and header block of those without an answer
+        self._bytes_under_way = 0
+        self._sent = 0  # of all, on the present connection
+        self._newest = 0  # sequence of the newest that was acknowledged
+        self._pause = _SHORTEST_PAUSE
+        self._started: float | None = None
+        self._latest = 0.0
+
+    @property
+    def age(self) -> float:
+        """Seconds since the first chunk was sent."""
+        return 0.0 if self._started is None else time.monotonic() - self._started
+
+    def go_on(self, chunks: int, newest: int, size: int, age: float) -> None:
+        """Take what an earlier attempt has stored for the beginning."""
+        self.count = self._sent = chunks
+        self.stored, self._newest = size, newest
+        self.touched, self._started = True, time.monotonic() - age
+
+    # --- all chunks but the last
+
+    def send(self, data: bytes, deadline: Deadline, headers: Mapping[str, str]) -> None:
+        """Send a chunk; wait for acknowledgements while too many are missing."""
+        now = time.monotonic()
+        if self.cautious or (self.touched and now - self._latest > STALE):
+            self._send_alone(data, deadline, headers)
+            return
+        while self._is_full:
+            self._wait(deadline)
+        if self._id is None:
+            self._id = self._connection.new_id(deadline)
+        block = encode_known_headers({_ID: f"{self._id}.{self.count}", **self._headers, **headers})
+        self._under_way[self.count] = data, block
+        self._bytes_under_way += len(data)
+        self.count += 1
+        self._latest = now
+        self._push(deadline)
+        self._take_arrived(deadline)
+
+    def drain(self, deadline: Deadline) -> None:
+        """Wait until all chunks are acknowledged."""
+        while self._under_way:
+            self._wait(deadline)
+
+    def _send_alone(self, data: bytes, deadline: Deadline, headers: Mapping[str, str]) -> None:
+        """Send a chunk on top of the one before: nobody may have given up this upload in the long time since then."""
+        self.drain(deadline)
+        if not self.touched:
+            self.touched, self._started = True, time.monotonic()
+        self._newest = self._conditionally(self._prepare(data, deadline, headers), deadline, in_doubt=False)
+        self.count += 1
+        self._sent = self.count
+        self.stored += len(data)
+        self._latest = time.monotonic()
+
+    @property
+    def _is_full(self) -> bool:
+        return len(self._under_way) >= MOST_UNDER_WAY or self._bytes_under_way >= MOST_BYTES_UNDER_WAY
+
+    def _open(self) -> Inbox:
+        if self._inbox is None:
+            self._inbox = self._connection.inbox(_FOR_EVER)
+            self._inbox.open()
+        if not self.touched:
+            self.touched, self._started = True, time.monotonic()
+        return self._inbox
+
+    def _push(self, deadline: Deadline) -> None:
+        """Hand over what has not been handed over on the present connection."""
+        inbox = self._open()
+        while self._sent < self.count:
+            data, block = self._under_way[self._sent]
+            question = (self._subject, data, block, str(self._sent))
+            try:
+                inbox.ask_all([question], deadline=deadline, losses=self._losses)
+            except ConnectionLostError:
+                self._compare(deadline)
+            else:
+                self._sent += 1
+
+    def _take_arrived(self, deadline: Deadline) -> None:
+        assert self._inbox is not None
+        try:
+            while (message := self._inbox.poll(0)) is not None:
+                self._note(message, deadline)
+        except ConnectionLostError:
+            self._begin_anew(deadline)
+
+    def _wait(self, deadline: Deadline) -> None:
+        """Wait for an answer."""
+        assert self._inbox is not None
+        seconds = deadline.remaining
+        if self._connection.server_info.cluster:
+            seconds = _PATIENCE if seconds is None else min(seconds, _PATIENCE)
+        try:
+            message = self._inbox.poll(seconds)
+        except ConnectionLostError:
+            message = None
+        else:
+            if message is None and deadline.expired:
+                raise OperationTimeoutError(self._operation, deadline.timeout)
+        if message is None:
+            self._begin_anew(deadline)
+        else:
+            self._note(message, deadline)
+
+    def _note(self, message: Message, deadline: Deadline) -> None:
+        index = int(message.subject.rpartition(".")[2])
+        if index not in self._under_way:
+            return  # known before
+        try:
+            sequence = read_ack(message, self._operation).sequence
+        except (NoRespondersError, JetStreamUnavailableError) as error:
+            self._pause_for(error, deadline)
+            self._begin_anew(deadline)
+            return
+        except JetStreamAPIError:
+            self._under_way.pop(index)
+            raise
+        if index != next(iter(self._under_way)) or sequence <= self._newest:
+            raise ChunksLostError(f"chunk {index} was stored out of turn")
+        self._acknowledge(index, sequence)
+        self._pause = _SHORTEST_PAUSE
+
+    def _acknowledge(self, index: int, sequence: int) -> None:
+        data, _ = self._under_way.pop(index)
+        self._bytes_under_way -= len(data)
+        self.stored += len(data)
+        self._newest = sequence
+
+    # --- after answers were lost
+
+    def _pause_for(self, error: MonoError, deadline: Deadline) -> None:
+        """Wait until a stream that does not answer, as while a cluster elects a leader, may do so again."""
+        temporary = isinstance(error, JetStreamUnavailableError) and error.temporary
+        remaining = deadline.remaining
+        if not (temporary or self._connection.server_info.cluster) or (
+            remaining is not None and remaining <= self._pause
+        ):
+            raise error
+        time.sleep(self._pause)
+        self._pause = min(2 * self._pause, _LONGEST_PAUSE)
+
+    def _begin_anew(self, deadline: Deadline) -> None:
+        self._compare(deadline)
+        self._push(deadline)
+
+    def _compare(self, deadline: Deadline) -> None:
+        """Find out which chunks the stream holds; the others are to be sent again.
+
+        Raises:
+            ChunksLostError: it holds others than the first of those that were sent.
+        """
+        self._losses = self._open().losses
+        count, sequence = self._look(deadline)
+        for index in [index for index in self._under_way if index < count]:
+            self._acknowledge(index, sequence)
+        self._newest, self._sent = sequence, count
+
+    def _look(self, deadline: Deadline) -> tuple[int, int]:
+        """Return how many chunks the stream holds, and the sequence of the newest."""
+        count, known = 0, None
+        for _ in range(_LOOKS):
+            newest = self._jetstream.last(self._stream, self._subject, direct=False, deadline=deadline)
+            count = self._count(deadline)
+            known = self._number_of(newest)
+            if known == count:
+                return count, 0 if newest is None else newest.sequence
+            if known is None or known > count:
+                break
+            # else one that was sent before has arrived between the two looks
+        raise ChunksLostError(f"the stream holds {count} chunks of which this upload knows {known}")
+
+    def _count(self, deadline: Deadline) -> int:
+        query = {"subjects_filter": self._subject}
+        state = self._jetstream.api(f"STREAM.INFO.{self._stream}", query, deadline)["state"]
+        return int((state.get("subjects") or {}).get(self._subject, 0))
+
+    def _number_of(self, newest: StoredMessage | None) -> int | None:
+        """Return how many chunks there are if all up to the newest one are there; None: that one is not ours."""
+        acknowledged = self.count - len(self._under_way)
+        if newest is None:
+            return 0 if acknowledged == 0 else None
+        if newest.sequence == self._newest:
+            return acknowledged
+        name, _, index = newest.headers.get(_ID, "").partition(".")
+        return int(index) + 1 if name == self._id and int(index) in self._under_way else None
+
+    # --- the last chunk
+
+    def begin_last(
+        self, data: bytes, deadline: Deadline, headers: Mapping[str, str], question: tuple[str, bytes] | None
+    ) -> Write:
+        """Send the last chunk after all others are acknowledged; `end_last` waits for its acknowledgement.
+
+        With it goes a question, by its subject and payload, about which `end_last` tells the answer.
+        """
+        self.drain(deadline)
+        if self.count and self.age > STALE:
+            self._compare(deadline)
+        write = self._prepare(data, deadline, headers)
+        asked: list[Question] = [(self._subject, data, write.block, _LAST)]
+        self._awaited = {_LAST}
+        if question is not None:
+            asked.append((*question, b"", _ASKED))
+            self._awaited.add(_ASKED)
+        self._open().ask_all(asked, deadline=deadline)
+        self.count += 1
+        return write
+
+    def end_last(self, write: Write, deadline: Deadline) -> Message | None:
+        """Wait until the last chunk is stored; return what was answered to the question, None if nothing was.
+
+        Raises:
+            ChunksLostError: others of its chunks are gone.
+        """
+        answers = self._answers(deadline)
+        stored = answers.get(_LAST)
+        if stored is None:
+            self._conditionally(write, deadline, in_doubt=True)
+        else:
+            self._note_last(stored, write, deadline)
+        self.stored += len(write.data)
+        return answers.get(_ASKED)
+
+    def _answers(self, deadline: Deadline) -> dict[str, Message]:
+        """Return what comes within the time after which it makes sense to ask again."""
+        assert self._inbox is not None
+        answers: dict[str, Message] = {}
+        patience = deadline.at_most(_PATIENCE)
+        try:
+            while self._awaited and (message := self._inbox.poll(patience.remaining)) is not None:
+                tag = message.subject.rpartition(".")[2]
+                if tag in self._awaited:
+                    self._awaited.discard(tag)
+                    answers[tag] = message
+        except ConnectionLostError:
+            _log.debug("%s: the connection broke at the last chunk", self._operation)
+        self._awaited.clear()
+        return answers
+
+    def _note_last(self, message: Message, write: Write, deadline: Deadline) -> None:
+        try:
+            self._writer.saw(read_ack(message, self._operation).sequence)
+        except (NoRespondersError, JetStreamUnavailableError):  # refused unseen, for the moment
+            self._conditionally(write, deadline, in_doubt=False)
+        except JetStreamAPIError as error:
+            self._check(error)
+
+    def _prepare(self, data: bytes, deadline: Deadline, headers: Mapping[str, str]) -> Write:
+        expected = self._newest if self.count or self.cautious else None
+        together = {**self._headers, **headers}
+        return self._writer.prepare(self._subject, data, together, deadline, self._operation, expected=expected)
+
+    def _conditionally(self, write: Write, deadline: Deadline, *, in_doubt: bool) -> int:
+        try:
+            return self._writer.carry_out(write, deadline, in_doubt=in_doubt)
+        except JetStreamAPIError as error:
+            self._check(error)
+
+    def _check(self, error: JetStreamAPIError) -> NoReturn:
+        if is_conflict(error):
+            raise ChunksLostError("another message has come between its chunks, or they are gone") from error
+        raise error
+
+    # --- the end
+
+    def settle(self, deadline: Deadline) -> int:
+        """Wait a moment for what is under way, for a removal sent behind a chunk may reach the stream before it.
+
+        Returns:
+            How many answers are still missing.
+        """
+        missing = len(self._under_way) + len(self._awaited) - self._settled
+        moment = deadline.at_most(_LEAST_CLEAN_UP_TIMEOUT / 2)
+        try:
+            while missing > 0 and self._inbox is not None and self._inbox.poll(moment.remaining) is not None:
+                missing -= 1
+                self._settled += 1
+        except MonoError as error:
+            _log.debug("%s: %d chunks are under way after an error: %s", self._operation, missing, error)
+        return missing
+
+    def close(self) -> None:
+        """Receive no more answers; idempotent."""
+        if self._inbox is not None:
+            self._inbox.close()

@@ -1,0 +1,172 @@
+"""A new version of an object, from its first byte until it can be seen."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Final, Protocol
+
+from mono_sync._durations import Deadline
+from mono_sync.adapter import Message
+from mono_sync.connection import Json, StoredMessage
+from mono_sync.errors import StorageError, UploadLostError
+from mono_sync.storage._values import ObjectInfo
+from mono_sync.storage.objects._meta import digest_of, new_time, to_info
+from mono_sync.storage.objects._progress import Reporter
+from mono_sync.storage.objects._resuming import Found, prefix_header
+from mono_sync.storage.objects._sink import ChunksLostError, Sink, Sinks, clean_up_deadline
+
+COMMIT_TIME: Final = 120.0
+"""Seconds that may lie between the last chunk and the description. Far less than `sweep` lets chunks alone."""
+
+_NOBODY: Final = Reporter(None, None)
+
+
+class Committer(Protocol):
+    """What makes chunks an object."""
+
+    @property
+    def question(self) -> tuple[str, bytes] | None:
+        """Subject and payload of a question to which the answer helps `look`; None: there is none."""
+
+    def look(self, answer: Message | None, deadline: Deadline) -> StoredMessage | None:
+        """Return what describes the version that there is now, given what was answered."""
+
+    def commit(self, meta: Json, newest: StoredMessage | None, deadline: Deadline) -> int:
+        """Store a description in place of that, or of what has come meanwhile, and return its revision."""
+
+    @property
+    def in_doubt(self) -> bool:
+        """Whether it may be stored although `commit` has raised."""
+
+    def errors(self, deadline: Deadline, size: int) -> AbstractContextManager[None]:
+        """Return what turns refusals into errors that name bucket and object."""
+
+
+class Upload:
+    """A new version of an object on its way. One thread at a time.
+
+    Its chunks are stored under a name of their own, where nobody sees them; only the description, which comes last,
+    makes them an object. After an exception in any of its methods it has ended, and what was stored is removed again.
+
+    Args:
+        sinks: where chunks go.
+        meta: the description, complete but for what the content decides.
+        headers: of every chunk.
+        committer: what stores the description.
+        longest: seconds that it may take until the last step, for its chunks will expire; None: they stay.
+        operation: what to call it in errors.
+        resumable: whether what was stored stays when it fails, so that another attempt can go on from there.
+
+    Attributes:
+        size: bytes so far.
+    """
+
+    def __init__(
+        self,
+        sinks: Sinks,
+        meta: Json,
+        headers: dict[str, str],
+        committer: Committer,
+        *,
+        longest: float | None,
+        operation: str,
+        resumable: bool = False,
+    ) -> None:
+        self.size: int = 0
+        self._sinks = sinks
+        self._meta = meta
+        self._committer = committer
+        self._longest = longest
+        self._sink: Sink = sinks.new(meta["nuid"], headers, operation)
+        self._sink.cautious = resumable  # another upload may go by the same name
+        self._hash = hashlib.sha256()
+        self._held: tuple[bytes, dict[str, str]] | None = None  # the last so far: the last of all is sent otherwise
+        self._resumable = resumable
+        self._ended = False
+
+    @property
+    def stored(self) -> int:
+        """Bytes that the server has acknowledged."""
+        return self._sink.stored
+
+    def add(self, chunk: bytes, deadline: Deadline) -> None:
+        """Take a chunk; all but the last must be of one size."""
+        with self._guarded(deadline):
+            if self._held is not None:
+                data, headers = self._held
+                self._sink.send(data, deadline, headers)
+            self._hash.update(chunk)
+            self.size += len(chunk)
+            self._held = chunk, prefix_header(self.size, self._hash) if self._resumable else {}
+
+    def resume(self, find: Callable[[], Found | None], deadline: Deadline) -> None:
+        """Go on from what an earlier attempt has stored, if it has."""
+        with self._guarded(deadline):
+            found = find()
+            if found is not None:
+                self.size, self._hash = found.size, found.content
+                self._sink.go_on(found.chunks, found.newest, found.size, found.age)
+
+    def flush(self, deadline: Deadline) -> None:
+        """Wait until all chunks but the last are acknowledged."""
+        with self._guarded(deadline):
+            self._sink.drain(deadline)
+
+    def finish(self, deadline: Deadline, reporter: Reporter = _NOBODY) -> ObjectInfo:
+        """Make it the version that everybody sees, and return what the bucket knows of it."""
+        with self._guarded(deadline):
+            sink, committer = self._sink, self._committer
+            answer = None
+            if self._held is not None:
+                data, headers = self._held
+                last = sink.begin_last(data, deadline, headers, committer.question)
+                deadline = deadline.at_most(COMMIT_TIME)
+                answer = sink.end_last(last, deadline)
+                sink.close()
+            newest = committer.look(answer, deadline)
+            reporter.report(self.size)
+            self._check_lifetime()
+            meta = self._meta | {
+                "size": self.size,
+                "chunks": sink.count,
+                "digest": digest_of(self._hash),
+                "mtime": new_time(),
+            }
+            revision = committer.commit(meta, newest, deadline)
+            self._ended = True
+        return to_info(meta["bucket"], meta, revision)
+
+    def abort(self, reason: BaseException | None, deadline: Deadline) -> None:
+        """Remove what was stored; idempotent, and nothing once it has been finished."""
+        if self._ended:
+            return
+        self._ended = True
+        clean_up, sink = clean_up_deadline(reason, deadline), self._sink
+        keeps = self._resumable or self._committer.in_doubt or not sink.touched
+        missing = sink.settle(clean_up)
+        if not keeps:
+            self._sinks.discard(self._meta["nuid"], clean_up)
+            if missing and sink.settle(clean_up) < missing:  # some have arrived behind the removal
+                self._sinks.discard(self._meta["nuid"], clean_up_deadline(reason, clean_up))
+        sink.close()
+
+    def _check_lifetime(self) -> None:
+        if self._longest is not None and self._sink.age > self._longest:
+            reason = f"it took longer than {self._longest:.0f} s, and its chunks would expire before it"
+            raise UploadLostError(self._meta["bucket"], self._meta["name"], reason)
+
+    @contextmanager
+    def _guarded(self, deadline: Deadline) -> Iterator[None]:
+        if self._ended:
+            raise StorageError(f"the upload of object {self._meta['name']!r} has ended")
+        try:
+            with self._committer.errors(deadline, self.size):
+                try:
+                    yield
+                except ChunksLostError as error:
+                    raise UploadLostError(self._meta["bucket"], self._meta["name"], str(error)) from error
+        except BaseException as error:
+            self.abort(error, deadline)
+            raise

@@ -1,0 +1,247 @@
+"""Uploads that were interrupted and are gone on with."""
+
+from __future__ import annotations
+
+import io
+import json
+import random
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mono_sync import Connection, ObjectBucket, UploadLostError
+from mono_sync.storage.objects import _sweep, _writing
+from mono_sync.storage.objects._committing import Commit
+from tests.fixtures.processes import Program
+from tests.fixtures.waiting import wait_until
+from tests.storage.helpers import chunk_subjects, raw_objects
+
+CHUNK = 512 * 1024
+CONTENT = random.Random(1).randbytes(10 * CHUNK + 5)
+
+
+class OopsError(Exception):
+    pass
+
+
+class Failing(io.BytesIO):
+    """A file that fails behind a position."""
+
+    def __init__(self, content: bytes, fails_at: int) -> None:
+        super().__init__(content)
+        self._fails_at = fails_at
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if self.tell() >= self._fails_at:
+            raise OopsError
+        return super().read(size)
+
+
+def interrupt(objects: ObjectBucket, at: int, content: bytes = CONTENT, token: str = "t") -> None:
+    with pytest.raises(OopsError):
+        objects.put_reader("k", Failing(content, at), resume=token)
+
+
+@pytest.mark.parametrize("chunks", [0, 1, 2, 5, 10])
+def test_only_what_is_missing_is_uploaded(any_objects: ObjectBucket, chunks: int) -> None:
+    any_objects.put("k", b"old")
+    interrupt(any_objects, chunks * CHUNK)
+    assert any_objects.get("k") == b"old"
+    wait_until(lambda: sum(chunk_subjects(any_objects).values()) == max(chunks, 1), "what was sent has arrived")
+    before = raw_objects(any_objects).state["last_seq"]
+    told = list[int]()
+    info = any_objects.put_reader("k", io.BytesIO(CONTENT), resume="t", progress=lambda done, _total: told.append(done))
+    assert any_objects.get("k") == CONTENT
+    assert (info, info.chunks) == (any_objects.stat("k"), 11)
+    assert raw_objects(any_objects).state["last_seq"] - before == 11 - max(chunks - 1, 0) + 1
+    assert list(chunk_subjects(any_objects).values()) == [11]
+    assert told[-1] == len(CONTENT)
+    assert told[0] >= max(chunks - 1, 0) * CHUNK
+
+
+def test_upload_that_is_interrupted_again_and_again_ends_at_last(objects: ObjectBucket) -> None:
+    for chunks in (2, 3, 3, 7):
+        interrupt(objects, chunks * CHUNK)
+    objects.put_reader("k", io.BytesIO(CONTENT), resume="t")
+    assert objects.get("k") == CONTENT
+
+
+def test_upload_is_gone_on_with_from_the_position_of_the_file(objects: ObjectBucket) -> None:
+    file = Failing(b"head" + CONTENT, 4 * CHUNK)
+    file.seek(4)
+    with pytest.raises(OopsError):
+        objects.put_reader("k", file, resume="t")
+    whole = io.BytesIO(b"head" + CONTENT)
+    whole.seek(4)
+    objects.put_reader("k", whole, resume="t")
+    assert objects.get("k") == CONTENT
+
+
+def test_upload_whose_process_was_killed_is_gone_on_with(
+    connection: Connection, objects: ObjectBucket, tmp_path: Path
+) -> None:
+    (tmp_path / "f").write_bytes(CONTENT)
+    program = f"""
+import sys, time, mono_sync
+class Slow:
+    def __init__(self, file): self.file, self.tell, self.seek, self.seekable = file, file.tell, file.seek, file.seekable
+    def read(self, size):
+        if self.file.tell() > {6 * CHUNK}:
+            print("now", flush=True)
+            time.sleep(60)
+        return self.file.read(size)
+with mono_sync.connect({connection.server_info.url!r}, token={connection.config.token!r}) as connection:
+    with open({str(tmp_path / "f")!r}, "rb") as file:
+        connection.objects({objects.name!r}).put_reader("k", Slow(file), resume="t", timeout=60)
+"""
+    with Program(program) as process:
+        assert process.line() == "now"
+        wait_until(lambda: sum(chunk_subjects(objects).values()) == 6, "its chunks are stored")
+        process.kill()
+    before = raw_objects(objects).state["last_seq"]
+    with (tmp_path / "f").open("rb") as file:
+        objects.put_reader("k", file, resume="t")
+    assert raw_objects(objects).state["last_seq"] - before == 11 - 6 + 1
+    assert objects.get("k") == CONTENT
+
+
+def test_same_upload_once_more_returns_what_is_stored(objects: ObjectBucket) -> None:
+    info = objects.put_reader("k", io.BytesIO(CONTENT), resume="t")
+    before = raw_objects(objects).state["last_seq"]
+    assert objects.put_reader("k", io.BytesIO(CONTENT), resume="t") == info
+    assert raw_objects(objects).state["last_seq"] == before
+
+
+@pytest.mark.parametrize("content", [CONTENT[:-1], CONTENT + b"x", b"y" + CONTENT[1:], b""])
+def test_text_that_stands_for_another_content_is_refused(objects: ObjectBucket, content: bytes) -> None:
+    objects.put_reader("k", io.BytesIO(CONTENT), resume="t")
+    with pytest.raises(UploadLostError, match="stands for another content"):
+        objects.put_reader("k", io.BytesIO(content), resume="t")
+    assert objects.get("k") == CONTENT
+
+
+@pytest.mark.parametrize("content", [b"y" + CONTENT[1:], CONTENT[: 2 * CHUNK], b""])
+def test_file_that_has_changed_meanwhile_is_refused(objects: ObjectBucket, content: bytes) -> None:
+    objects.put("k", b"old")
+    interrupt(objects, 5 * CHUNK)
+    with pytest.raises(UploadLostError, match="are not those of the file"):
+        objects.put_reader("k", io.BytesIO(content), resume="t")
+    assert objects.get("k") == b"old"
+    objects.put_reader("k", io.BytesIO(content), resume="another")
+    assert objects.get("k") == content
+
+
+def test_upload_that_a_sweep_has_given_up_is_refused(objects: ObjectBucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    interrupt(objects, 5 * CHUNK)
+    (subject,) = chunk_subjects(objects)
+    raw_objects(objects).put(subject, b"", {"Mono-Sync-Given-Up": "1"})
+    with pytest.raises(UploadLostError, match="given up by a sweep"):
+        objects.put_reader("k", io.BytesIO(CONTENT), resume="t")
+
+
+def test_upload_that_was_swept_begins_anew(objects: ObjectBucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_sweep, "_LEAST_GRACE", timedelta(0))
+    interrupt(objects, 5 * CHUNK)
+    assert objects.sweep(older_than=0) == 4
+    objects.put_reader("k", io.BytesIO(CONTENT), resume="t")
+    assert objects.get("k") == CONTENT
+
+
+def test_upload_of_which_a_chunk_is_gone_is_refused(objects: ObjectBucket) -> None:
+    interrupt(objects, 5 * CHUNK)
+    raw_objects(objects).delete_message(2)
+    with pytest.raises(UploadLostError, match="chunks are left"):
+        objects.put_reader("k", io.BytesIO(CONTENT), resume="t")
+
+
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("size", [5, CHUNK, len(CONTENT)])
+def test_upload_that_was_interrupted_at_its_last_step_is_ended(
+    any_objects: ObjectBucket, monkeypatch: pytest.MonkeyPatch, *, size: int, late: bool
+) -> None:
+    if late:
+        monkeypatch.setattr(_writing, "COMMIT_TIME", -1.0)
+
+    def fail(*_: Any) -> int:
+        raise OopsError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Commit, "commit", fail)
+        with pytest.raises(OopsError):
+            any_objects.put_reader("k", io.BytesIO(CONTENT[:size]), resume="t")
+    stored = raw_objects(any_objects).state["last_seq"]
+    assert stored == -(-size // CHUNK)
+    any_objects.put_reader("k", io.BytesIO(CONTENT[:size]), resume="t")
+    assert any_objects.get("k") == CONTENT[:size]
+    assert list(chunk_subjects(any_objects).values()) == [-(-size // CHUNK)]
+
+
+def test_object_that_was_renamed_is_not_written_to(objects: ObjectBucket) -> None:
+    info = objects.put_reader("k", io.BytesIO(CONTENT), resume="t")
+    raw = raw_objects(objects)
+    meta = {"name": "new", "nuid": info.nuid, "size": info.size, "chunks": info.chunks, "digest": info.digest}
+    raw.put(f"$O.{objects.name}.M.bmV3", json.dumps(meta).encode())
+    raw.delete_message(info.revision)
+    for content in (CONTENT, CONTENT + b"more"):
+        with pytest.raises(UploadLostError, match="stored under another name"):
+            objects.put_reader("k", io.BytesIO(content), resume="t")
+    assert objects.get("new") == CONTENT
+
+
+def test_uploads_of_other_texts_and_objects_have_nothing_to_do_with_it(objects: ObjectBucket) -> None:
+    interrupt(objects, 5 * CHUNK)
+    objects.put_reader("k", io.BytesIO(b"1"), resume="u")
+    objects.put_reader("l", io.BytesIO(b"2"), resume="t")
+    assert (objects.get("k"), objects.get("l")) == (b"1", b"2")
+
+
+@pytest.mark.parametrize("other", [CONTENT, CONTENT[::-1]])
+def test_two_uploads_of_one_text_at_a_time_leave_one_whole_object(objects: ObjectBucket, other: bytes) -> None:
+    """One of them may fail; whatever is stored is whole."""
+    started = list[int]()
+
+    class Nested(io.BytesIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            if self.tell() == 3 * CHUNK and not started:
+                started.append(1)
+                wait_until(lambda: list(chunk_subjects(objects).values()) == [2], "its first chunks are stored")
+                try:
+                    objects.put_reader("k", io.BytesIO(other), resume="t")
+                except UploadLostError:
+                    started.append(0)
+            return super().read(size)
+
+    if other == CONTENT:  # the second goes on with what the first has begun
+        with pytest.raises(UploadLostError):
+            objects.put_reader("k", Nested(CONTENT), resume="t")
+        assert started == [1]
+    else:
+        objects.put_reader("k", Nested(CONTENT), resume="t")
+        assert started == [1, 0]
+    assert objects.get("k") == CONTENT
+    assert list(chunk_subjects(objects).values()) == [11]
+
+
+def test_file_that_cannot_seek_is_refused(objects: ObjectBucket) -> None:
+    class Pipe:
+        def read(self, size: int, /) -> bytes:
+            raise AssertionError(size)
+
+    with pytest.raises(ValueError, match="only from a file that can seek"):
+        objects.put_reader("k", Pipe(), resume="t")
+
+
+@pytest.mark.parametrize(("token", "error"), [("", ValueError), (5, TypeError)])
+def test_text_that_is_none_is_refused(objects: ObjectBucket, token: Any, error: type[Exception]) -> None:
+    with pytest.raises(error, match="resume must"):
+        objects.put_reader("k", io.BytesIO(), resume=token)
+
+
+def test_time_to_live_counts_from_the_first_attempt(objects: ObjectBucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(OopsError):
+        objects.put_reader("k", Failing(CONTENT, 5 * CHUNK), resume="t", ttl=60)
+    monkeypatch.setattr(_writing, "_LONGEST_UPLOAD", 0.0)
+    with pytest.raises(UploadLostError, match="its chunks would expire before it"):
+        objects.put_reader("k", io.BytesIO(CONTENT), resume="t", ttl=60)

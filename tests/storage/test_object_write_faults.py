@@ -1,0 +1,211 @@
+"""Uploads through connections that break and servers that die in the middle."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+import mono_sync
+from mono_sync import (
+    BucketNotFoundError,
+    Connection,
+    FSBucketConfig,
+    KVBucketConfig,
+    MonoError,
+    ObjectBucket,
+    OperationTimeoutError,
+    UploadLostError,
+)
+from mono_sync.storage.objects import _sink
+from mono_sync.storage.objects._writer import ObjectWriter
+from tests.fixtures.servers import RawServer, RunNatsServer
+from tests.storage.helpers import CutProxy, chunk_subjects, raw_objects
+from tests.support.threads import Repeated
+
+CHUNK = 128 * 1024
+CONTENT = bytes(range(256)) * 512 * 40
+
+
+class Interrupting(io.BytesIO):
+    """A file in which something happens when it has been read up to a position."""
+
+    def __init__(self, content: bytes, at: int, action: Callable[[], object]) -> None:
+        super().__init__(content)
+        self._at = at
+        self._action: Callable[[], object] | None = action
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if self._action is not None and self.tell() >= self._at:
+            action, self._action = self._action, None
+            action()
+        return super().read(size)
+
+
+# --- servers that die
+
+
+@pytest.fixture
+def server(run_nats_server: RunNatsServer) -> RawServer:
+    return run_nats_server("jetstream: enabled")
+
+
+@pytest.fixture
+def objects(server: RawServer) -> Iterator[ObjectBucket]:
+    with mono_sync.connect(server.url, reconnect_wait=0.02, reconnect_max_wait=0.1) as connection:
+        yield connection.objects(FSBucketConfig("b"))
+
+
+def test_upload_outlasts_a_server_that_is_killed_and_started_again(objects: ObjectBucket, server: RawServer) -> None:
+    objects.put("k", b"old", timeout=10)
+
+    def restart() -> None:
+        server.kill()
+        server.start()
+
+    info = objects.put_reader("k", Interrupting(CONTENT, 20 * CHUNK, restart), timeout=20)
+    assert info.chunks == 40
+    assert objects.get("k", timeout=10) == CONTENT
+    assert list(chunk_subjects(objects).values()) == [40]
+
+
+def test_upload_to_a_server_that_stays_away_fails_and_the_old_object_stays(
+    objects: ObjectBucket, server: RawServer
+) -> None:
+    objects.put("k", b"old", timeout=10)
+    with pytest.raises(OperationTimeoutError, match="storing object 'k' of bucket 'b'"):
+        objects.put_reader("k", Interrupting(CONTENT, 20 * CHUNK, server.kill), timeout=1)
+    server.start()
+    assert objects.get("k", timeout=10) == b"old"
+    assert [info.name for info in objects.list(timeout=10)] == ["k"]
+
+
+def test_upload_whose_chunks_a_server_has_lost_fails(run_nats_server: RunNatsServer) -> None:
+    server = run_nats_server("jetstream: enabled")
+    with mono_sync.connect(server.url, reconnect_wait=0.02, reconnect_max_wait=0.1) as connection:
+        objects = connection.objects(FSBucketConfig("b", storage="memory"))
+
+        def restart() -> None:
+            server.kill()
+            server.start()
+            with mono_sync.connect(server.url) as another:
+                another.objects(FSBucketConfig("b", storage="memory"))
+
+        with pytest.raises(UploadLostError, match="the stream holds 0 chunks"):
+            objects.put_reader("k", Interrupting(CONTENT, 20 * CHUNK, restart), timeout=20)
+        assert objects.list(timeout=10) == []
+
+
+# --- connections that break
+
+
+@pytest.fixture
+def proxy(connection: Connection) -> Iterator[CutProxy]:
+    with CutProxy(connection.server_info.url) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def cut(connection: Connection, proxy: CutProxy, memory: ObjectBucket) -> Iterator[ObjectBucket]:
+    """The bucket through a connection that the proxy can break."""
+    options: dict[str, Any] = {"reconnect_wait": 0.01, "reconnect_max_wait": 0.05}
+    with mono_sync.connect(proxy.url, token=connection.config.token, **options) as through:
+        yield through.objects(memory.name)
+
+
+@pytest.fixture
+def memory(connection: Connection, name: str) -> Iterator[ObjectBucket]:
+    objects = connection.objects(FSBucketConfig(name, storage="memory"))
+    yield objects
+    raw_objects(objects).delete()
+
+
+def test_upload_outlasts_many_broken_connections(cut: ObjectBucket, proxy: CutProxy, memory: ObjectBucket) -> None:
+    memory.put("k", b"old")
+    cuts = [(5, True), (12, False), (13, True), (30, False), (31, False)]
+
+    class Cutting(io.BytesIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            number = self.tell() // CHUNK
+            if cuts and number >= cuts[0][0]:
+                proxy.cut_at(b".C.", after=cuts.pop(0)[1])
+            return super().read(size)
+
+    cut.put_reader("k", Cutting(CONTENT), timeout=20)
+    assert proxy.cuts > 2
+    assert memory.get("k") == CONTENT
+    assert list(chunk_subjects(memory).values()) == [40]
+
+
+@pytest.mark.parametrize("after", [True, False])
+def test_stream_outlasts_a_broken_connection(
+    cut: ObjectBucket, proxy: CutProxy, memory: ObjectBucket, after: bool
+) -> None:
+    writer: ObjectWriter = cut.open("k", "wb", timeout=10)
+    with writer:
+        for start in range(0, len(CONTENT), 100_000):
+            if start == 1_000_000:
+                proxy.cut_at(b".C.", after=after)
+            writer.write(CONTENT[start : start + 100_000])
+    assert proxy.cuts == 1
+    assert memory.get("k") == CONTENT
+
+
+def test_chunk_that_another_client_puts_between_ours_is_noticed_after_a_break(
+    cut: ObjectBucket, proxy: CutProxy, memory: ObjectBucket
+) -> None:
+    memory.put("k", b"old")
+
+    def disturb() -> None:
+        proxy.cut_at(b".C.", after=True)
+        subject = next(name for name, count in chunk_subjects(memory).items() if count > 1)
+        raw_objects(memory).put(subject, b"foreign")
+
+    with pytest.raises(UploadLostError, match="the stream holds"):
+        cut.put_reader("k", Interrupting(CONTENT, 20 * CHUNK, disturb), timeout=10)
+    assert memory.get("k") == b"old"
+    assert len(chunk_subjects(memory)) == 1
+
+
+def test_upload_that_was_long_under_way_notices_that_its_chunks_are_gone(
+    memory: ObjectBucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def purge() -> None:
+        raw_objects(memory).purge(f"$O.{memory.name}.C.>")
+
+    monkeypatch.setattr(_sink, "STALE", 0.0)
+    with pytest.raises(UploadLostError):
+        memory.put_reader("k", Interrupting(CONTENT, 20 * CHUNK, purge))
+    assert memory.list() == []
+
+
+def test_bucket_that_is_deleted_meanwhile_is_named(memory: ObjectBucket, connection: Connection) -> None:
+    raw = raw_objects(memory)
+    config = raw.config
+    with pytest.raises(BucketNotFoundError, match=memory.name):
+        memory.put_reader("k", Interrupting(CONTENT, 20 * CHUNK, raw.delete))
+    raw.create(**{key: value for key, value in config.items() if key != "name"})
+
+
+# --- many at once
+
+
+def test_uploads_and_key_value_calls_of_one_connection_do_not_disturb_each_other(
+    connection: Connection, memory: ObjectBucket, name: str
+) -> None:
+    kv = connection.kv(KVBucketConfig(f"kv_{name}", storage="memory"))
+    kv.set("k", b"v")
+    errors = list[MonoError]()
+
+    def get() -> None:
+        try:
+            assert kv.get("k", timeout=1) == b"v"
+        except MonoError as error:
+            errors.append(error)
+
+    with Repeated([get, get]):
+        for number in range(3):
+            memory.put_reader(f"k{number}", io.BytesIO(CONTENT), timeout=20)
+    assert not errors

@@ -1,0 +1,515 @@
+"""Objects written as files: what is stored when, and what is not."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import gc
+import gzip
+import io
+import os
+import pickle
+import random
+import tarfile
+import threading
+import warnings
+import zipfile
+from array import array
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Literal
+
+import pytest
+
+from mono_sync import (
+    BucketFullError,
+    ForkedError,
+    ObjectBucket,
+    ObjectExistsError,
+    ObjectWriter,
+    OperationTimeoutError,
+    RevisionMismatchError,
+    StorageError,
+    TextObjectWriter,
+)
+from tests.storage.conftest import NewObjects
+from tests.storage.helpers import chunk_subjects, raw_objects
+
+CHUNK = 128 * 1024
+
+
+def opened(objects: ObjectBucket, key: str = "k", mode: Literal["wb", "xb"] = "wb", **options: Any) -> ObjectWriter:
+    stream: ObjectWriter = objects.open(key, mode, **options)
+    return stream
+
+
+def text(objects: ObjectBucket, **options: Any) -> TextObjectWriter:
+    stream: TextObjectWriter = objects.open("k", "w", **options)
+    return stream
+
+
+def content(size: int) -> bytes:
+    return random.Random(size).randbytes(size)
+
+
+# --- what is written is stored
+
+
+@pytest.mark.parametrize("size", [0, 1, CHUNK - 1, CHUNK, CHUNK + 1, 3 * CHUNK, 40 * CHUNK + 7])
+@pytest.mark.parametrize("step", [1000, CHUNK, 300_000, 10**9])
+def test_what_is_written_in_pieces_is_one_object(objects: ObjectBucket, size: int, step: int) -> None:
+    whole = content(size)
+    with opened(objects) as writer:
+        for start in range(0, size, step):
+            assert writer.write(whole[start : start + step]) == len(whole[start : start + step])
+            assert writer.tell() == min(start + step, size)
+    assert objects.get("k") == whole
+    assert writer.info == objects.stat("k")
+    assert writer.info is not None
+    assert (writer.info.size, writer.info.chunks) == (size, -(-size // CHUNK))
+
+
+def test_pieces_of_any_size_are_gathered_into_full_chunks(any_objects: ObjectBucket) -> None:
+    chance, whole = random.Random(5), content(900_000)
+    position = 0
+    with opened(any_objects) as writer:
+        while position < len(whole):
+            piece = whole[position : position + chance.choice([1, 70_000, CHUNK, 200_000])]
+            position += writer.write(piece)
+    assert any_objects.get("k") == whole
+    assert any_objects.stat("k").chunks == 7
+
+
+@pytest.mark.parametrize(
+    "data", [bytearray(b"abcd"), memoryview(b"abcd"), array("H", [1, 2]), memoryview(b"aabbccdd")[::2]]
+)
+def test_whatever_holds_bytes_can_be_written(objects: ObjectBucket, data: Any) -> None:
+    with opened(objects) as writer:
+        assert writer.write(data) == 4
+    assert objects.get("k") == bytes(data)
+
+
+def test_buffer_may_be_changed_after_it_was_written(objects: ObjectBucket) -> None:
+    buffer = bytearray(b"1" * CHUNK)
+    with opened(objects) as writer:
+        for digit in b"123":
+            buffer[:] = bytes([digit]) * CHUNK
+            writer.write(buffer)
+            buffer[:] = b"x" * CHUNK
+    assert objects.get("k") == b"1" * CHUNK + b"2" * CHUNK + b"3" * CHUNK
+
+
+def test_str_is_refused_and_the_stream_stays_of_use(objects: ObjectBucket) -> None:
+    with opened(objects) as writer:
+        with pytest.raises(TypeError, match=r"bytes-like .* call .encode\(\), or open with mode 'w'"):
+            writer.write("text")  # type: ignore[arg-type]
+        writer.write(b"bytes")
+    assert objects.get("k") == b"bytes"
+
+
+def test_nothing_is_seen_before_the_end(objects: ObjectBucket) -> None:
+    objects.put("k", b"old")
+    with opened(objects) as writer:
+        writer.write(content(5 * CHUNK))
+        writer.flush()
+        assert objects.get("k") == b"old"
+        assert writer.info is None
+    assert objects.get("k") == content(5 * CHUNK)
+    assert len(chunk_subjects(objects)) == 1
+
+
+def test_flush_waits_for_all_chunks_but_the_last(objects: ObjectBucket) -> None:
+    with opened(objects) as writer:
+        writer.write(content(5 * CHUNK + 10))
+        writer.flush()
+        assert list(chunk_subjects(objects).values()) == [4]
+        writer.flush()
+
+
+def test_it_is_a_binary_stream_that_can_only_be_written(objects: ObjectBucket) -> None:
+    with opened(objects) as writer:
+        assert isinstance(writer, io.BufferedIOBase)
+        assert (writer.writable(), writer.readable(), writer.seekable(), writer.isatty()) == (True, False, False, False)
+        assert (writer.name, writer.mode, writer.closed) == ("k", "wb", False)
+        for call in (lambda: writer.read(1), lambda: writer.seek(0), writer.fileno, writer.truncate):
+            with pytest.raises(io.UnsupportedOperation):
+                call()
+        writer.writelines([b"a", b"b"])
+        assert repr(writer) == "<ObjectWriter 'k' wb>"
+    assert writer.closed
+    assert objects.get("k") == b"ab"
+
+
+def test_description_and_headers_are_stored(objects: ObjectBucket) -> None:
+    with opened(objects, description="d", headers={"A": ["1", "2"]}) as writer:
+        writer.write(b"x")
+    info = objects.stat("k")
+    assert (info.description, dict(info.headers)) == ("d", {"A": ("1", "2")})
+
+
+def test_what_cannot_be_described_is_refused_at_the_opening(objects: ObjectBucket) -> None:
+    types: list[dict[str, Any]] = [
+        {"description": 5},
+        {"headers": 5},
+        {"if_match": "1"},
+        {"ttl": "1"},
+        {"timeout": "1"},
+    ]
+    for wrong in types:
+        with pytest.raises(TypeError):
+            opened(objects, **wrong)
+    values: list[dict[str, Any]] = [
+        {"ttl": 0.5},
+        {"timeout": -1},
+        {"if_match": -1},
+        {"if_match": 1, "mode": "xb"},
+    ]
+    for wrong in values:
+        with pytest.raises(ValueError, match=r"."):
+            opened(objects, **wrong)
+    assert raw_objects(objects).state["last_seq"] == 0
+
+
+# --- libraries that write files
+
+
+def test_zipfile_tarfile_gzip_pickle_and_csv_write_objects(objects: ObjectBucket) -> None:
+    whole = content(300_000)
+    with opened(objects, "zip") as writer, zipfile.ZipFile(writer, "w") as archive:
+        archive.writestr("a", whole)
+    with zipfile.ZipFile(io.BytesIO(objects.get("zip", b""))) as archive:
+        assert archive.read("a") == whole
+    with opened(objects, "tar") as writer, tarfile.open(fileobj=writer, mode="w:gz") as tar:
+        member = tarfile.TarInfo("a")
+        member.size = len(whole)
+        tar.addfile(member, io.BytesIO(whole))
+    with tarfile.open(fileobj=io.BytesIO(objects.get("tar", b""))) as tar:
+        found = tar.extractfile("a")
+        assert found is not None
+        assert found.read() == whole
+    with opened(objects, "gz") as writer, gzip.GzipFile(fileobj=writer, mode="wb") as packed:
+        packed.write(whole)
+    assert gzip.decompress(objects.get("gz", b"")) == whole
+    with opened(objects, "pickle") as writer:
+        pickle.dump({"a": whole}, writer)
+    assert pickle.loads(objects.get("pickle", b"")) == {"a": whole}
+    with text(objects, newline="") as lines:
+        csv.writer(lines).writerows([["a", "ü"], [1, 2]])
+    assert objects.get("k") == "a,ü\r\n1,2\r\n".encode()
+
+
+# --- the old object stays
+
+
+class OopsError(Exception):
+    pass
+
+
+def write_and_fail(stream: ObjectWriter | TextObjectWriter, data: Any) -> None:
+    with stream:
+        stream.write(data)
+        raise OopsError
+
+
+def write_and_forget(stream: ObjectWriter | TextObjectWriter, data: Any) -> None:
+    stream.write(data)
+    del stream
+    gc.collect()
+
+
+def test_exception_in_the_with_leaves_the_old_object_and_no_chunks(any_objects: ObjectBucket) -> None:
+    any_objects.put("k", b"old")
+    writer = opened(any_objects)
+    with pytest.raises(OopsError):
+        write_and_fail(writer, content(5 * CHUNK))
+    assert writer.closed
+    assert any_objects.get("k") == b"old"
+    assert len(chunk_subjects(any_objects)) == 1
+
+
+def test_abort_leaves_the_old_object_and_no_chunks(objects: ObjectBucket) -> None:
+    objects.put("k", b"old")
+    with opened(objects) as writer:
+        writer.write(content(5 * CHUNK))
+        writer.abort()
+        assert writer.closed
+        writer.abort()
+    writer.close()
+    assert writer.info is None
+    assert objects.get("k") == b"old"
+    assert len(chunk_subjects(objects)) == 1
+
+
+def test_abort_after_the_end_changes_nothing(objects: ObjectBucket) -> None:
+    with opened(objects) as writer:
+        writer.write(b"new")
+    writer.abort()
+    writer.close()
+    assert objects.get("k") == b"new"
+
+
+def test_calls_after_the_end_are_refused_as_files_do(objects: ObjectBucket) -> None:
+    with opened(objects) as writer:
+        pass
+    for call in (lambda: writer.write(b"x"), writer.flush, writer.tell, writer.writable, writer.__enter__):
+        with pytest.raises(ValueError, match="closed"):
+            call()
+
+
+def test_a_stream_that_is_never_closed_stores_nothing_and_says_so(objects: ObjectBucket) -> None:
+    objects.put("k", b"old")
+    with pytest.warns(ResourceWarning, match="unclosed <ObjectWriter 'k' wb>: it is not stored"):
+        write_and_forget(opened(objects), content(3 * CHUNK))
+    assert objects.get("k") == b"old"
+
+
+def test_no_warning_for_streams_that_have_ended(objects: ObjectBucket) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with opened(objects) as writer:
+            pass
+        aborted = opened(objects)
+        aborted.abort()
+        del writer, aborted
+        gc.collect()
+
+
+def test_stream_that_failed_once_is_of_no_use_and_its_close_says_that_nothing_is_stored(
+    new_objects: NewObjects,
+) -> None:
+    objects = new_objects(max_bytes=1_000_000)
+    objects.put("k", b"old")
+    writer = opened(objects)
+    with pytest.raises(BucketFullError):
+        writer.write(content(6_000_000))
+    with pytest.raises(ValueError, match=r"of no use: bucket .* is full"):
+        writer.write(b"more")
+    with pytest.raises(StorageError, match=r"object 'k' was not stored, for a call before failed: bucket .* is full"):
+        writer.close()
+    assert writer.closed
+    writer.close()
+    assert objects.get("k") == b"old"
+    assert len(chunk_subjects(objects)) == 1
+
+
+def test_timeout_is_for_each_call(objects: ObjectBucket) -> None:
+    objects.put("k", b"old")
+    writer = opened(objects, timeout=0)
+    with pytest.raises(OperationTimeoutError, match="storing object 'k'"):
+        writer.write(content(30 * CHUNK))
+    assert objects.get("k") == b"old"
+    with opened(objects, timeout=5) as writer:
+        for _ in range(3):
+            writer.write(content(CHUNK))
+    assert objects.stat("k").size == 3 * CHUNK
+
+
+# --- conditions
+
+
+def test_exclusive_stream_stores_what_is_missing(any_objects: ObjectBucket) -> None:
+    with opened(any_objects, mode="xb") as writer:
+        assert writer.mode == "xb"
+        writer.write(b"new")
+    any_objects.delete("k")
+    with opened(any_objects, mode="xb") as writer:
+        writer.write(b"again")
+    assert any_objects.get("k") == b"again"
+
+
+def test_exclusive_stream_fails_at_the_end_where_an_object_has_come_meanwhile(any_objects: ObjectBucket) -> None:
+    writer = opened(any_objects, mode="xb")
+    writer.write(content(3 * CHUNK))
+    any_objects.put("k", b"theirs")
+    with pytest.raises(ObjectExistsError) as caught:
+        writer.close()
+    assert isinstance(caught.value, FileExistsError)
+    assert caught.value.actual == any_objects.stat("k").revision
+    assert any_objects.get("k") == b"theirs"
+    assert len(chunk_subjects(any_objects)) == 1
+
+
+def test_exclusive_stream_for_an_object_that_is_there_is_refused_at_once(any_objects: ObjectBucket) -> None:
+    any_objects.put("k", b"old")
+    for mode in ("xb", "x"):
+        with pytest.raises(ObjectExistsError, match="object 'k' already exists"):
+            any_objects.open("k", mode)
+
+
+def test_options_of_new_versions_are_refused_when_reading(objects: ObjectBucket) -> None:
+    objects.put("k", b"old")
+    options: list[dict[str, Any]] = [
+        {"description": "d"},
+        {"headers": {}},
+        {"metadata": {}},
+        {"ttl": 1},
+        {"if_match": 0},
+    ]
+    for option in options:
+        with pytest.raises(ValueError, match="mode 'rb' is for reading"):
+            objects.open("k", "rb", **option)
+
+
+@pytest.mark.parametrize("mode", ["w", "x"])
+def test_unknown_encoding_is_refused_and_nothing_is_left(objects: ObjectBucket, mode: str) -> None:
+    with pytest.raises(LookupError):
+        objects.open("k", mode, encoding="no-such")
+    gc.collect()
+    assert objects.list() == []
+
+
+def test_of_many_exclusive_writers_one_stores(objects: ObjectBucket) -> None:
+    barrier = threading.Barrier(8)
+
+    def write(number: int) -> bool:
+        writer = opened(objects, mode="xb")
+        writer.write(b"%d" % number * CHUNK * 2)
+        barrier.wait(10)
+        try:
+            writer.close()
+        except ObjectExistsError:
+            return False
+        return True
+
+    with ThreadPoolExecutor(8) as pool:
+        stored = list(pool.map(write, range(8)))
+    assert sum(stored) == 1
+    assert objects.get("k") == b"%d" % stored.index(True) * CHUNK * 2
+    assert len(chunk_subjects(objects)) == 1
+
+
+def test_if_match_replaces_that_version_only(any_objects: ObjectBucket) -> None:
+    info = any_objects.put("k", b"1")
+    second = any_objects.put("k", b"2", if_match=info)
+    with pytest.raises(RevisionMismatchError) as caught:
+        any_objects.put("k", b"3", if_match=info)
+    assert (caught.value.expected, caught.value.actual) == (info.revision, second.revision)
+    with opened(any_objects, if_match=second.revision) as writer:
+        writer.write(b"3")
+    any_objects.delete("k")
+    with pytest.raises(RevisionMismatchError, match="it does not exist"):
+        any_objects.put("k", b"4", if_match=writer.info)
+    assert chunk_subjects(any_objects) == {}
+
+
+def test_if_match_of_0_wants_no_object(any_objects: ObjectBucket) -> None:
+    any_objects.put("k", b"1", if_match=0)
+    with pytest.raises(ObjectExistsError):
+        any_objects.put("k", b"2", if_match=0)
+    assert any_objects.get("k") == b"1"
+
+
+def test_if_match_of_another_object_is_refused(objects: ObjectBucket) -> None:
+    info = objects.put("other", b"")
+    with pytest.raises(ValueError, match="describes object 'other', not 'k'"):
+        objects.put("k", b"", if_match=info)
+
+
+# --- text
+
+
+def test_text_is_encoded(objects: ObjectBucket) -> None:
+    with text(objects, encoding="utf-16", newline="\r\n") as lines:
+        assert lines.mode == "w"
+        assert lines.write("ü\n") == 2
+        print("line", file=lines)
+    assert objects.get("k") == "ü\r\nline\r\n".encode("utf-16")
+    assert lines.info == objects.stat("k")
+
+
+def test_text_is_utf_8_where_nothing_else_is_said(objects: ObjectBucket) -> None:
+    with text(objects) as lines:
+        lines.write("ü")
+    assert objects.get("k") == "ü".encode()
+
+
+def test_exception_in_the_with_of_a_text_stream_leaves_the_old_object(objects: ObjectBucket) -> None:
+    objects.put("k", b"old")
+    lines = text(objects)
+    with pytest.raises(OopsError):
+        write_and_fail(lines, "x" * 300_000)
+    assert lines.closed
+    lines.close()
+    assert objects.get("k") == b"old"
+    assert len(chunk_subjects(objects)) == 1
+
+
+def test_text_stream_can_be_aborted(objects: ObjectBucket) -> None:
+    with text(objects) as lines:
+        lines.write("x")
+        lines.abort()
+    assert not objects.exists("k")
+
+
+def test_text_stream_that_is_never_closed_stores_nothing_and_says_so(objects: ObjectBucket) -> None:
+    with pytest.warns(ResourceWarning, match="unclosed <ObjectWriter 'k' wb>: it is not stored"):
+        write_and_forget(text(objects), "x" * 300_000)
+    assert not objects.exists("k")
+
+
+def test_text_stream_whose_flush_fails_at_the_end_stores_nothing(
+    objects: ObjectBucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`TextIOWrapper.close` closes the stream below all the same, which must not take that for the end of the text."""
+    objects.put("k", b"old")
+    lines = text(objects)
+    lines.write("x")
+
+    def fail(_deadline: object) -> None:
+        raise OopsError
+
+    monkeypatch.setattr(lines._binary._upload, "flush", fail)
+    with pytest.raises(StorageError, match="was not stored, for a call before failed"):
+        lines.close()
+    assert lines.closed
+    assert objects.get("k") == b"old"
+
+
+# --- threads and processes
+
+
+def test_second_thread_at_the_same_moment_is_refused(objects: ObjectBucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    writer = opened(objects)
+    inside, leave = threading.Event(), threading.Event()
+    add = writer._upload.add
+
+    def slow(*arguments: Any) -> None:
+        inside.set()
+        assert leave.wait(10)
+        add(*arguments)
+
+    monkeypatch.setattr(writer._upload, "add", slow)
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(writer.write, content(CHUNK))
+        assert inside.wait(10)
+        for call in (lambda: writer.write(b"x"), writer.flush, writer.close, writer.abort):
+            with pytest.raises(StorageError, match="in use: a stream is for one thread at a time"):
+                call()
+        leave.set()
+        assert first.result(10) == CHUNK
+    writer.close()
+    assert objects.get("k") == content(CHUNK)
+
+
+def test_one_thread_after_the_other_may_use_it(objects: ObjectBucket) -> None:
+    writer = opened(objects)
+    for _ in range(3):
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(writer.write, b"x" * CHUNK).result(10)
+    writer.close()
+    assert objects.stat("k").size == 3 * CHUNK
+
+
+def test_stream_of_the_parent_process_is_refused_in_a_forked_child(objects: ObjectBucket) -> None:
+    with opened(objects) as writer:
+        writer.write(content(2 * CHUNK))
+        child = os.fork()
+        if child == 0:
+            code = 1
+            with contextlib.suppress(BaseException):
+                for call in (lambda: writer.write(b"x"), writer.flush, writer.close, writer.abort):
+                    with pytest.raises(ForkedError, match="belongs to the parent process"):
+                        call()
+                code = 0
+            os._exit(code)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert objects.get("k") == content(2 * CHUNK)
