@@ -369,6 +369,32 @@ def test_copy_onto_itself_is_the_object_again(any_objects: ObjectBucket) -> None
     assert len(chunk_subjects(any_objects)) == 1
 
 
+def test_copy_of_a_link_is_a_copy_of_its_object(any_objects: ObjectBucket) -> None:
+    any_objects.put("a", LARGE, description="d")
+    any_objects.link("l", "a")
+    info = any_objects.copy("l", "b")
+    assert (info.link, info.description) == (None, "d")
+    assert any_objects.get("b") == LARGE
+
+
+def test_copy_begins_again_when_its_source_is_replaced(
+    any_objects: ObjectBucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    any_objects.put("a", LARGE, description="old")
+    get_reader = any_objects.get_reader
+
+    def replaced_once_open(key: str, **options: Any) -> Any:
+        monkeypatch.undo()
+        reader = get_reader(key, **options)
+        any_objects.put("a", LARGE[1:], description="new")
+        return reader
+
+    monkeypatch.setattr(any_objects, "get_reader", replaced_once_open)
+    assert any_objects.copy("a", "b").description == "new"
+    assert any_objects.get("b") == LARGE[1:]
+    assert len(chunk_subjects(any_objects)) == 2
+
+
 def test_copy_of_what_is_missing_is_told_and_replaces_nothing(any_objects: ObjectBucket) -> None:
     any_objects.put("b", b"v")
     with pytest.raises(ObjectNotFoundError, match="object 'a' not found"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from contextlib import suppress
 from types import MappingProxyType
 from typing import Final
 
@@ -21,6 +22,7 @@ from mono_sync.errors import (
     ConnectionClosedError,
     JetStreamAPIError,
     MonoError,
+    ObjectChangedError,
     ObjectExistsError,
     ObjectNotFoundError,
     OutcomeUnknownError,
@@ -41,7 +43,6 @@ from mono_sync.storage.objects._meta import (
     read_info,
     read_meta,
     said,
-    sha256,
     to_info,
 )
 from mono_sync.storage.objects._sink import clean_up_deadline
@@ -49,6 +50,7 @@ from mono_sync.storage.objects._writing import Writing
 
 _log = logging.getLogger("mono_sync.storage")
 
+_COPY_ATTEMPTS: Final = 10
 _FOR_GOOD: Final = MappingProxyType[str, str]({})
 
 
@@ -249,7 +251,8 @@ class Describing(Writing):
         """Store an object under another name too, and return what the bucket knows of the copy.
 
         It is a copy of one version with its description, headers and metadata. A link is followed. What is there under
-        the other name is replaced as `put` does it. The bytes go through this client, for the server cannot copy.
+        the other name is replaced as `put` does it. The bytes go through this client, for the server cannot copy, but
+        are never in memory all at once. A ttl is not copied.
 
         Args:
             src: name of the object.
@@ -264,21 +267,22 @@ class Describing(Writing):
         """
         deadline = self._deadline(timeout)
         self._meta_subject(dst)
-        return self._transfer(src, dst, deadline)
+        for _ in range(_COPY_ATTEMPTS - 1):
+            with suppress(ObjectChangedError):
+                return self._copy(src, dst, deadline)
+        return self._copy(src, dst, deadline)
 
-    def _transfer(self, src: str, dst: str, deadline: Deadline) -> ObjectInfo:
-        while True:
-            info = self.stat(src, timeout=deadline)
-            content = self.get(src, timeout=deadline)
-            if content is not None and sha256(content) == info.digest:
-                return self.put(
-                    dst,
-                    content,
-                    description=info.description,
-                    headers=info.headers,
-                    metadata=info.metadata,
-                    timeout=deadline,
-                )
+    def _copy(self, src: str, dst: str, deadline: Deadline) -> ObjectInfo:
+        with self.get_reader(src, timeout=deadline) as source:
+            info = source.info
+            return self.put_reader(
+                dst,
+                source,
+                description=info.description,
+                headers=info.headers,
+                metadata=info.metadata,
+                timeout=deadline,
+            )
 
     # --- the whole bucket
 
