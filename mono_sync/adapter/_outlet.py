@@ -110,10 +110,12 @@ class Outlet:
             Whether the connection still works; else nothing of the batch was written, and nothing is left.
         """
         done: list[object] = []
+        # Of iterators that are there already: to make one might set off a garbage collection while the pen is taken.
+        written = chain(iter(batch.written), iter((None,)))
         steps = chain(
             map(call, self._take_pen),
             map(batch.written.append, map(self._emit, compress((batch.data,), self._free))),
-            map(self.left.append, compress((batch,), map(ne, chain(batch.written, (None,)), (len(batch.data),)))),
+            map(self.left.append, compress((batch,), map(ne, written, (len(batch.data),)))),
             map(call, self._give_pen),
         )
         try:
