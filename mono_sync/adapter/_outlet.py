@@ -88,7 +88,7 @@ class Outlet:
     """
 
     def __init__(self, transport: asyncio.WriteTransport, *, direct: bool) -> None:
-        self._file = _duplicate(transport) if direct else None
+        self._file = duplicate(transport, "wb") if direct else None
         self.left: list[Batch] = [Batch()]
         # Whoever holds it writes. It can be taken twice, for a write that fails may set off a `__del__` that writes.
         self._pen = threading.RLock()
@@ -137,12 +137,12 @@ class Outlet:
             self._file.close()
 
 
-def _duplicate(transport: asyncio.WriteTransport) -> io.FileIO | None:
+def duplicate(transport: asyncio.BaseTransport, mode: str) -> io.FileIO | None:
     """Return a file of our own for the transport's socket: its number stays ours when the transport closes.
 
     Not a socket: that reports by an exception when it takes nothing, and its `send` makes objects first, so that a
     garbage collection may begin, with any ``__del__``, before it has written.
     """
     with contextlib.suppress(OSError, AttributeError, TypeError):
-        return io.FileIO(os.dup(transport.get_extra_info("socket").fileno()), "wb")
+        return io.FileIO(os.dup(transport.get_extra_info("socket").fileno()), mode)
     return None
