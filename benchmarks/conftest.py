@@ -5,7 +5,6 @@ In each round both run once, one right after the other, so that a machine that c
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import os
 import platform
@@ -22,11 +21,11 @@ import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
 import mono_sync
-from benchmarks.measure import Compare, Record, Row, compare, table
+from benchmarks.measure import Compare, Loop, Record, Row, compare, table
 from benchmarks.peers.contender import Blocking, Ours
-from benchmarks.peers.nats_py import InLoop, Naive, NewLoop
+from benchmarks.peers.nats_py import InLoop, Naive
 from benchmarks.peers.raw_socket import RawSocket
-from mono_sync._durations import Deadline
+from mono_sync.loop import has_uvloop, new_event_loop
 
 BUCKET = mono_sync.KVBucketConfig("benchmark", storage="memory")
 
@@ -46,9 +45,26 @@ def server() -> Iterator[mono_sync.EmbeddedServer]:
 
 @pytest.fixture(scope="session")
 def connection(server: mono_sync.EmbeddedServer, pytestconfig: pytest.Config) -> Iterator[mono_sync.Connection]:
-    with mono_sync.connect(server.url, token=server.token) as connection:
+    with mono_sync.connect(server.url, token=server.token, uvloop=False) as connection:
         pytestconfig.stash[CONDITIONS]["nats-server"] = connection.server_info.version
         yield connection
+
+
+@pytest.fixture(scope="session")
+def connection_on_uvloop(
+    server: mono_sync.EmbeddedServer, pytestconfig: pytest.Config
+) -> Iterator[mono_sync.Connection]:
+    if not has_uvloop():
+        pytest.skip('no uvloop: `pip install "mono-sync[speed]"`')
+    pytestconfig.stash[CONDITIONS]["uvloop"] = version("uvloop")
+    with mono_sync.connect(server.url, token=server.token, uvloop=True) as connection:
+        yield connection
+
+
+@pytest.fixture
+def loop() -> Loop:
+    """The kind of event loop that our connection runs on, and nats-py where it is awaited."""
+    return "asyncio"
 
 
 @pytest.fixture(scope="session")
@@ -57,8 +73,11 @@ def bucket(connection: mono_sync.Connection) -> mono_sync.KVBucket:
 
 
 @pytest.fixture
-def ours(bucket: mono_sync.KVBucket) -> Ours:
-    return Ours(bucket)
+def ours(bucket: mono_sync.KVBucket, loop: Loop, request: pytest.FixtureRequest) -> Ours:
+    if loop == "asyncio":
+        return Ours(bucket)
+    connection: mono_sync.Connection = request.getfixturevalue("connection_on_uvloop")
+    return Ours(connection.kv(bucket.name))
 
 
 @pytest.fixture
@@ -83,25 +102,16 @@ def new_bucket(
 # --- peers
 
 
-@pytest.fixture(scope="session")
-def new_loop(connection: mono_sync.Connection, pytestconfig: pytest.Config) -> NewLoop:
-    """The kind of event loop on which our connection runs; nats-py gets the same."""
-    session = connection._session  # noqa: SLF001  # the loop is no business of a user's
-    assert session is not None
-    loop = session.loop.call(asyncio.get_running_loop, deadline=Deadline(5), operation="asking for the loop")
-    pytestconfig.stash[CONDITIONS]["event loop"] = type(loop).__module__.partition(".")[0]
-    return type(loop)
-
-
 @pytest.fixture
-def naive(server: mono_sync.EmbeddedServer, bucket: mono_sync.KVBucket, new_loop: NewLoop) -> Iterator[Naive]:
-    with closing(Naive(server, bucket.name, new_loop)) as naive:
+def naive(server: mono_sync.EmbeddedServer, bucket: mono_sync.KVBucket) -> Iterator[Naive]:
+    with closing(Naive(server, bucket.name)) as naive:
         yield naive
 
 
 @pytest.fixture
-def new_nats_py(server: mono_sync.EmbeddedServer, new_loop: NewLoop) -> Iterator[Callable[[str], InLoop]]:
+def new_nats_py(server: mono_sync.EmbeddedServer, loop: Loop) -> Iterator[Callable[[str], InLoop]]:
     """nats-py in its own loop, for any bucket."""
+    new_loop = partial(new_event_loop, uvloop=loop == "uvloop")
     with ExitStack() as stack:
         yield lambda bucket: stack.enter_context(closing(InLoop(server, bucket, new_loop)))
 

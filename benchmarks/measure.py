@@ -15,6 +15,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 Run: TypeAlias = Callable[[], float]
 """Does something once or many times, and returns the seconds of one time."""
 
+Loop: TypeAlias = Literal["asyncio", "uvloop"]
 Thread: TypeAlias = Literal["main", "worker"]
 
 _PAUSE = 0.001

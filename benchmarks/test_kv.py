@@ -12,7 +12,19 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from benchmarks.measure import Compare, Figure, Goals, Record, Row, Thread, in_threads, on_thread, repeated, spaced
+from benchmarks.measure import (
+    Compare,
+    Figure,
+    Goals,
+    Loop,
+    Record,
+    Row,
+    Thread,
+    in_threads,
+    on_thread,
+    repeated,
+    spaced,
+)
 from benchmarks.memory import growth_of_unread_watcher
 from benchmarks.peers.contender import KEY, VALUE, Blocking, Contender, Operation, Ours
 from benchmarks.peers.nats_py import InLoop
@@ -29,15 +41,26 @@ BATCH = Goals(must=10, aim=15, at_least=True)
 MANY_KEYS = Goals(must=1, aim=1.5, at_least=True)
 
 
+on_each_loop = pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+
+
 @pytest.mark.benchmark(group="one thread")
 @pytest.mark.parametrize("peer", ONE_THREAD)
 @pytest.mark.parametrize("thread", ["main", "worker"])
 @pytest.mark.parametrize("operation", ["get", "set"])
+@on_each_loop
 def test_one_thread(
-    compare: Compare, ours: Ours, request: pytest.FixtureRequest, *, operation: Operation, thread: Thread, peer: str
+    compare: Compare,
+    ours: Ours,
+    request: pytest.FixtureRequest,
+    *,
+    loop: Loop,
+    operation: Operation,
+    thread: Thread,
+    peer: str,
 ) -> None:
     contender: Contender = request.getfixturevalue(peer)
-    figure = Figure(f"{operation}, {thread} thread", contender.name, ONE_THREAD[peer])
+    figure = Figure(f"{operation}, {thread} thread, {loop}", contender.name, ONE_THREAD[peer])
     mine, theirs = ours.repeat(operation, 50), contender.repeat(operation, 50)
     on_thread(thread, lambda: compare(figure, mine, theirs, rounds=80))
 
@@ -45,11 +68,12 @@ def test_one_thread(
 @pytest.mark.benchmark(group="32 threads")
 @pytest.mark.parametrize("peer", MANY_THREADS)
 @pytest.mark.parametrize("operation", ["get", "set"])
+@on_each_loop
 def test_many_threads(
-    compare: Compare, ours: Ours, request: pytest.FixtureRequest, *, operation: Operation, peer: str
+    compare: Compare, ours: Ours, request: pytest.FixtureRequest, *, loop: Loop, operation: Operation, peer: str
 ) -> None:
     contender: Blocking = request.getfixturevalue(peer)
-    figure = Figure(f"{operation}, 32 threads", contender.name, MANY_THREADS[peer], per_second=True)
+    figure = Figure(f"{operation}, 32 threads, {loop}", contender.name, MANY_THREADS[peer], per_second=True)
     mine, theirs = (in_threads(who.call(operation), threads=32, calls=25) for who in (ours, contender))
     compare(figure, mine, theirs, rounds=40)
 

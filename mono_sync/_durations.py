@@ -30,9 +30,11 @@ def to_seconds(value: Duration, name: str = "timeout") -> float:
         TypeError: it is neither a number nor a ``timedelta``.
         ValueError: it is negative, infinite or no number.
     """
-    if isinstance(value, timedelta):
+    if isinstance(value, float):
+        seconds = float(value)
+    elif isinstance(value, timedelta):
         seconds = value.total_seconds()
-    elif isinstance(value, (int, float)) and not isinstance(value, bool):
+    elif isinstance(value, int) and not isinstance(value, bool):
         try:
             seconds = float(value)
         except OverflowError:  # an integer beyond all floats
@@ -79,11 +81,9 @@ class Deadline:
     @classmethod
     def of(cls, timeout: Timeout, default: float | None) -> Deadline:
         """Start the clock of a call that was given ``timeout``; a deadline already running goes on."""
-        if isinstance(timeout, Deadline):
-            return timeout
         if timeout is DEFAULT:
             return cls(default)
-        return cls(timeout)
+        return timeout if isinstance(timeout, Deadline) else cls(timeout)
 
     def plus(self, seconds: float) -> Deadline:
         """Return a deadline that ends later."""
@@ -98,7 +98,10 @@ class Deadline:
     @property
     def remaining(self) -> float | None:
         """Seconds that are left, never negative, and never more than a lock can wait for; None is for ever."""
-        return None if self._end is None else min(max(0.0, self._end - time.monotonic()), threading.TIMEOUT_MAX)
+        if self._end is None:
+            return None
+        left = self._end - time.monotonic()
+        return min(left, threading.TIMEOUT_MAX) if left > 0 else 0.0
 
     @property
     def expired(self) -> bool:

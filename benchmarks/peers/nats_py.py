@@ -24,12 +24,12 @@ _ATTEMPTS = 10
 
 
 class Naive(Blocking):
-    """A loop in a background thread, and ``run_coroutine_threadsafe`` for each call."""
+    """A loop of asyncio's in a background thread, and ``run_coroutine_threadsafe`` for each call."""
 
     name = "naive"
 
-    def __init__(self, server: EmbeddedServer, bucket: str, new_loop: NewLoop) -> None:
-        self._loop = new_loop()
+    def __init__(self, server: EmbeddedServer, bucket: str) -> None:
+        self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
         self._client = self._run(nats.connect(server.url, token=server.token))

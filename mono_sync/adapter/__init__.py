@@ -10,6 +10,7 @@ from mono_sync.adapter._link import Link, LinkState, Listening, NotSentError, Re
 from mono_sync.adapter._message import (
     Message,
     Payload,
+    add_known_header,
     check_header,
     check_payload,
     check_subject,
@@ -32,6 +33,7 @@ __all__ = [
     "ServerAddress",
     "ServerInfo",
     "Waiter",
+    "add_known_header",
     "check_header",
     "check_payload",
     "check_subject",

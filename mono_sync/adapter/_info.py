@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from mono_sync.errors import UnsupportedByServerError
 _NUMBERS = re.compile(r"(\d+)\.(\d+)(?:\.(\d+))?")
 
 
+@functools.lru_cache
 def _version_tuple(version: str) -> tuple[int, int, int]:
     match = _NUMBERS.match(version)
     return (int(match[1]), int(match[2]), int(match[3] or 0)) if match else (0, 0, 0)

@@ -9,18 +9,22 @@ import logging
 import secrets
 from collections.abc import AsyncIterator, Callable
 from enum import Enum
+from threading import get_ident
 from typing import Any, Protocol
 
 from mono_sync._durations import Deadline
 from mono_sync.adapter._config import ConnectionConfig
 from mono_sync.adapter._info import ServerInfo
-from mono_sync.adapter._message import Message
+from mono_sync.adapter._inlet import Inlet
+from mono_sync.adapter._message import Message, encode_publish
 from mono_sync.adapter._scanner import Sink
 from mono_sync.adapter._wire import Wire
 from mono_sync.adapter.client import NatsClient, connect
 from mono_sync.errors import ConnectionClosedError, ConnectionLostError, NatsConnectionError, PermissionDeniedError
 
 _log = logging.getLogger("mono_sync.connection")
+
+_PATIENCE = 0.005  # most answers come sooner; who waits at the socket does not learn of one that came past him
 
 
 class LinkState(Enum):
@@ -78,7 +82,7 @@ class Request:
     def claim(self) -> bool:
         """Note that it is being sent; return whether that is still wanted."""
         self.sent = True  # before the look: who gives up after it must see this
-        if self.waits:
+        if self.waiter is not None and self.waiter.waits:
             return True
         self.sent = False
         return False
@@ -153,6 +157,7 @@ class Link:
         self._prefix = f"{config.inbox_prefix}.{self._token}."
         self._numbers = itertools.count(1)
         self._requests: dict[str, Request] = {}
+        self._last_caller = 0
         self._inboxes: dict[str, Listening] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._ready = False  # connected, and all subscriptions are known to the server
@@ -167,7 +172,10 @@ class Link:
     @property
     def info(self) -> ServerInfo:
         """The server of the present or the last connection."""
-        return self._connected_client().info
+        client = self._client
+        if client is None or self._closed_reason is not None:
+            client = self._connected_client()  # which says what is wrong
+        return client.info
 
     def new_id(self) -> str:
         """Return a text that no other call in any process gets."""
@@ -177,8 +185,16 @@ class Link:
         """Return a subject for one answer, and for one inbox."""
         return f"{self._prefix}{next(self._numbers)}"
 
-    def exchange(self, waiter: Waiter, request: Request) -> None:
+    def new_request(self, subject: str, data: bytes, header_block: bytes, server: str = "") -> Request:
+        """Build a request whose parts are right; with ``server`` it is for that one only."""
+        reply = f"{self._prefix}{next(self._numbers)}"
+        command = encode_publish(subject, data, reply, header_block, self.info.max_payload)
+        return Request(subject, reply, command, server)
+
+    def exchange(self, waiter: Waiter, request: Request, deadline: Deadline) -> None:
         """Send a request from the calling thread; the message on its reply subject is for the waiter.
+
+        Who is alone in waiting for an answer does so here for a moment, which is the quickest way to it.
 
         The waiter gets `NotSentError` where that is impossible at the moment: `request` then waits until it is
         possible. Whoever gives up, or is done, calls `forget`.
@@ -189,8 +205,29 @@ class Link:
         wire = self._wire  # first: if it is not the one of what follows, it is closed
         if client is None or wire is None or request.server not in ("", client.info.id):
             request.refuse()
-        else:
+        elif (inlet := client.inlet) is None or not self._is_alone():
             wire.put(request)
+        else:
+            self._exchange_alone(waiter, request, deadline, wire, inlet)
+
+    def _is_alone(self) -> bool:
+        """Return whether the calling thread is alone in making requests, as far as can be seen."""
+        me, last = get_ident(), self._last_caller
+        self._last_caller = me
+        return me == last and len(self._requests) == 1
+
+    def _exchange_alone(self, waiter: Waiter, request: Request, deadline: Deadline, wire: Wire, inlet: Inlet) -> None:
+        """Send a request, and take its answer at the socket if it comes soon."""
+        remaining, message = deadline.remaining, None
+        try:
+            inlet.hold(request.reply)
+            wire.put(request)
+            if request.sent:
+                message = inlet.fetch(request.reply, _PATIENCE if remaining is None else min(_PATIENCE, remaining))
+        finally:
+            inlet.let_go(request.reply)
+        if message is not None and self._requests.pop(request.reply, None) is not None:
+            waiter.succeed(message)
 
     def transmit(self, command: bytes, refused: Callable[[], bool] | None = None) -> bool:
         """Send a command from the calling thread; False if that is impossible: `publish` waits until it is possible.

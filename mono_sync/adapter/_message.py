@@ -117,6 +117,11 @@ def encode_known_headers(headers: Mapping[str, str]) -> bytes:
     return f"NATS/1.0\r\n{lines}\r\n".encode()
 
 
+def add_known_header(block: bytes, name: str, value: str) -> bytes:
+    """Return a header block, which may have no headers, with one more that is known to be right."""
+    return f"NATS/1.0\r\n{name}: {value}\r\n".encode() + block[len(_NO_STATUS) :]
+
+
 def check_header(name: str, value: str) -> None:
     """Do nothing if NATS can carry the header.
 

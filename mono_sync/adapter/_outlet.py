@@ -88,7 +88,7 @@ class Outlet:
     """
 
     def __init__(self, transport: asyncio.WriteTransport, *, direct: bool) -> None:
-        self._file = _duplicate(transport) if direct else None
+        self._file = duplicate(transport, "wb") if direct else None
         self.left: list[Batch] = [Batch()]
         # Whoever holds it writes. It can be taken twice, for a write that fails may set off a `__del__` that writes.
         self._pen = threading.RLock()
@@ -110,10 +110,12 @@ class Outlet:
             Whether the connection still works; else nothing of the batch was written, and nothing is left.
         """
         done: list[object] = []
+        # Of iterators that are there already: to make one might set off a garbage collection while the pen is taken.
+        written = chain(iter(batch.written), iter((None,)))
         steps = chain(
             map(call, self._take_pen),
             map(batch.written.append, map(self._emit, compress((batch.data,), self._free))),
-            map(self.left.append, compress((batch,), map(ne, chain(batch.written, (None,)), (len(batch.data),)))),
+            map(self.left.append, compress((batch,), map(ne, written, (len(batch.data),)))),
             map(call, self._give_pen),
         )
         try:
@@ -135,12 +137,12 @@ class Outlet:
             self._file.close()
 
 
-def _duplicate(transport: asyncio.WriteTransport) -> io.FileIO | None:
+def duplicate(transport: asyncio.BaseTransport, mode: str) -> io.FileIO | None:
     """Return a file of our own for the transport's socket: its number stays ours when the transport closes.
 
     Not a socket: that reports by an exception when it takes nothing, and its `send` makes objects first, so that a
     garbage collection may begin, with any ``__del__``, before it has written.
     """
     with contextlib.suppress(OSError, AttributeError, TypeError):
-        return io.FileIO(os.dup(transport.get_extra_info("socket").fileno()), "wb")
+        return io.FileIO(os.dup(transport.get_extra_info("socket").fileno()), mode)
     return None

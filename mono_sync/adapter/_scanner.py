@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sized
 from typing import TypeAlias
 
 from mono_sync.adapter._message import Message
@@ -11,6 +11,7 @@ Sink: TypeAlias = Callable[[Message], None]
 """Takes each message of a subscription, on the loop thread: it must neither block nor raise."""
 
 _CRLF = b"\r\n"
+_MESSAGES = (b"MSG ", b"HMSG ")
 _LONGEST_LINE = 1 << 20
 _LARGE = 1 << 14  # bytes that are missing; of less it is as quick to look at the whole message again
 _LARGEST = 1 << 26  # no server takes more
@@ -34,18 +35,23 @@ class Scanner:
         self._pieces: list[bytes] = []  # of a line or message that is not complete
         self._size = 0
         self._wanted = 0  # size from which on looking at them is worth it
-        self._lost = False
-        self._large: _LargeMessage | None = None  # whose payload is not complete
+        self._large: list[_LargeMessage] = []  # at most one, whose payload is not complete
         self._ignored = 0  # bytes that come next
+        self.lost: bool = False
+        """Whether it makes no sense of the bytes any more."""
+        self.unfinished: tuple[Sized, ...] = (self._pieces, self._large)
+        """All are empty when the next bytes are the beginning of a line."""
 
     def feed(self, data: bytes) -> None:
         """Take the next bytes."""
         start = 0
-        if self._large is not None:
-            start = self._large.take(data, 0)
-            if self._large.missing:
+        if self._large:
+            large = self._large[0]
+            start = large.take(data, 0)
+            if large.missing:
                 return
-            large, self._large, self._ignored = self._large, None, len(_CRLF)
+            self._large.clear()
+            self._ignored = len(_CRLF)
             self._hand_out(large.fields, large.header_block, b"".join(large.pieces))
         if self._ignored:
             ignored = min(self._ignored, len(data) - start)
@@ -57,13 +63,13 @@ class Scanner:
                 return
             data = b"".join(self._pieces)
             self._pieces.clear()
-        if self._lost:
+        if self.lost:
             self._others(data)
             return
         try:
             position = self._scan(data, start)
         except (ValueError, IndexError):  # not a message after all
-            self._lost = True
+            self.lost = True
             self._others(data[self._position :])
             return
         if position < len(data):
@@ -81,35 +87,62 @@ class Scanner:
                     raise ValueError("no end of a line")
                 self._wanted = 0
                 return position
-            if data.startswith(b"MSG ", position):
-                fields = data[position + 4 : end].split()
-                body = head = end + 2
-            elif data.startswith(b"HMSG ", position):
-                fields = data[position + 5 : end].split()
-                head = end + 2
-                body = head + int(fields.pop(-2))
-            else:
+            if not data.startswith(_MESSAGES, position):
                 self._others(data[position : end + 2])
                 position = self._position = end + 2
                 continue
-            after = head + int(fields.pop())
-            if after < body or not 1 < len(fields) <= 3:
-                raise ValueError("a negative size, or not as many words")
+            fields, body, after = _measure(data, position, end)
             if after + 2 > size:
                 if body <= size and _LARGE <= after - size <= _LARGEST:
-                    self._large = _LargeMessage(fields, data[head:body], after - body)
-                    return self._large.take(data, body)
+                    large = _LargeMessage(fields, data[end + 2 : body], after - body)
+                    self._large.append(large)
+                    return large.take(data, body)
                 self._wanted = after + 2 - position
                 return position
-            self._hand_out(fields, data[head:body], data[body:after])
+            self._hand_out(fields, data[end + 2 : body], data[body:after])
             position = self._position = after + 2
         return position
 
     def _hand_out(self, fields: list[bytes], header_block: bytes, payload: bytes) -> None:
-        subject, sid, *reply = fields
-        if (sink := self._sinks.get(sid)) is not None:
-            answer = reply[0].decode("utf-8", "replace") if reply else ""
-            sink(Message(subject.decode("utf-8", "replace"), payload, answer, header_block))
+        if (sink := self._sinks.get(fields[1])) is not None:
+            sink(_message(fields, header_block, payload))
+
+
+def first_message(data: bytes) -> tuple[Message | None, int]:
+    """Return the message with which bytes begin, and its length; None: it is no message, or not complete."""
+    end = data.find(_CRLF)
+    if end < 0 or not data.startswith(_MESSAGES):
+        return None, 0
+    try:
+        fields, body, after = _measure(data, 0, end)
+    except (ValueError, IndexError):  # not a message after all
+        return None, 0
+    if after + 2 > len(data):
+        return None, 0
+    return _message(fields, data[end + 2 : body], data[body:after]), after + 2
+
+
+def _measure(data: bytes, position: int, end: int) -> tuple[list[bytes], int, int]:
+    """Return the words of a message's line but those that are sizes, and where its payload begins and ends.
+
+    Raises:
+        ValueError: it is none.
+        IndexError: it is none.
+    """
+    kind, *fields, size = data[position:end].split()
+    body = head = end + 2
+    if kind == b"HMSG":
+        body += int(fields.pop())
+    after = head + int(size)
+    if after < body or not 1 < len(fields) <= 3:
+        raise ValueError("a negative size, or not as many words")
+    return fields, body, after
+
+
+def _message(fields: list[bytes], header_block: bytes, payload: bytes) -> Message:
+    """Put a message together: of its subject, the subscription's number, and perhaps a subject for an answer."""
+    reply = fields[2].decode("utf-8", "replace") if len(fields) > 2 else ""
+    return Message(fields[0].decode("utf-8", "replace"), payload, reply, header_block)
 
 
 class _LargeMessage:

@@ -12,6 +12,7 @@ import ssl
 from collections.abc import Callable, Iterable, Mapping
 from urllib.parse import ParseResult
 
+from mono_sync.adapter._inlet import Inlet
 from mono_sync.adapter._scanner import Scanner, Sink
 from mono_sync.adapter._wire import Wire
 
@@ -83,6 +84,10 @@ class Transport:
         self._plain: asyncio.StreamWriter | None = None  # under the TLS; closes the socket when it is collected
         self._secure = False
         self._scanner: Scanner | None = None
+        self.wire: Wire | None = None
+        """How threads send; None during the handshake."""
+        self.inlet: Inlet | None = None
+        """How threads receive; None where only the loop can, and during the handshake."""
 
     # --- connecting
 
@@ -124,14 +129,17 @@ class Transport:
         assert self._stream is not None
         assert self._writer is not None
         self._scanner = Scanner(sinks, self._stream.pass_on)
-        self._stream.wire = Wire(self._writer.transport, asyncio.get_running_loop(), direct=not self._secure)
+        wire = Wire(self._writer.transport, asyncio.get_running_loop(), direct=not self._secure)
+        self.wire = self._stream.wire = wire
+
+    def _open_receiving_lane(self, scanner: Scanner) -> None:
+        assert self._stream is not None
+        assert self._writer is not None
+        self._stream.scanner = scanner
+        if not self._secure:
+            self.inlet = Inlet.open(self._writer.transport, asyncio.get_running_loop(), scanner)
 
     # --- bytes
-
-    @property
-    def wire(self) -> Wire | None:
-        """How threads send; None during the handshake."""
-        return None if self._stream is None else self._stream.wire
 
     @property
     def scans(self) -> bool:
@@ -169,8 +177,8 @@ class Transport:
     async def read(self, buffer_size: int) -> bytes:
         """Return the next bytes; nats-py has dealt with all earlier ones when it calls this."""
         assert self._stream is not None
-        if self._scanner is not None and not self._stream.unread and self._parser_idle():
-            self._stream.scanner = self._scanner
+        if self._scanner is not None and not self.scans and not self._stream.unread and self._parser_idle():
+            self._open_receiving_lane(self._scanner)
         data = await self._stream.reader.read(buffer_size)
         self._stream.unread -= len(data)
         return data
@@ -192,7 +200,7 @@ class Transport:
         """Close after sending what is left."""
         if self._writer is not None:
             self._writer.close()
-        self._close_wire()
+        self._close_lanes()
 
     async def wait_closed(self) -> None:
         """Wait a moment for the end of `close`.
@@ -209,11 +217,14 @@ class Transport:
         for writer in (self._writer, self._plain):
             if writer is not None:
                 writer.transport.abort()
-        self._close_wire()
+        self._close_lanes()
 
-    def _close_wire(self) -> None:
+    def _close_lanes(self) -> None:
         if self.wire is not None:
             self.wire.close()
+        if self.inlet is not None:
+            self.inlet.close()
+            self.inlet = None
 
     def __bool__(self) -> bool:
         return self._writer is not None

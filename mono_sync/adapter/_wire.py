@@ -143,7 +143,7 @@ class Wire:
 
     def _next_batch(self) -> list[Command]:
         batch: list[Command] = []
-        while len(batch) < _MOST_AT_ONCE and (command := self._next()) is not None:
+        while self._line and len(batch) < _MOST_AT_ONCE and (command := self._next()) is not None:
             if command.claim():
                 batch.append(command)
         return batch

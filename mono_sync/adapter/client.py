@@ -29,6 +29,7 @@ from mono_sync.adapter._address import ServerAddress
 from mono_sync.adapter._config import ConnectionConfig
 from mono_sync.adapter._credentials import read_credentials, read_seed
 from mono_sync.adapter._info import ServerInfo
+from mono_sync.adapter._inlet import Inlet
 from mono_sync.adapter._message import Message
 from mono_sync.adapter._scanner import Sink
 from mono_sync.adapter._transport import Transport
@@ -108,6 +109,11 @@ class NatsClient(Client):
     def wire(self) -> Wire | None:
         """How every thread sends; None without a connection. Subscriptions may not have been replayed yet."""
         return None if self._socket is None else self._socket.wire
+
+    @property
+    def inlet(self) -> Inlet | None:
+        """How whoever waits for an answer may receive it himself; None where only the loop can."""
+        return None if self._socket is None else self._socket.inlet
 
     @property
     def congested(self) -> bool:

@@ -22,8 +22,7 @@ _NOT_NOW: Final = frozenset(
 _PLAIN_ACK: Final = re.compile(rb'\{"stream":"[^"]*", ?"seq":(\d+)\}')  # as nearly all are: no JSON to be parsed
 
 
-@dataclass(frozen=True, slots=True)
-class PubAck:
+class PubAck(NamedTuple):
     """The server's word that it has stored a message.
 
     Attributes:

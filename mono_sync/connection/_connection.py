@@ -11,7 +11,7 @@ import threading
 import time
 import warnings
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
 from typing import Any, Self, TypeVar, TypeVarTuple
 
@@ -21,7 +21,6 @@ from mono_sync.adapter import (
     Listening,
     Message,
     Payload,
-    Request,
     ServerInfo,
     check_payload,
     check_subject,
@@ -319,7 +318,8 @@ class CoreConnection:
             ConnectionClosedError: the connection is closed, or not open yet.
             OperationTimeoutError: another thread was opening it for longer than the default timeout.
         """
-        return self._live_session(Deadline(self._config.call_timeout), "server_info").link.info
+        session = self._session or self._live_session(Deadline(self._config.call_timeout), "server_info")
+        return session.link.info
 
     def add_listener(self, listener: StateListener) -> None:
         """Call ``listener(state)`` after every change of the state, in order.
@@ -348,23 +348,20 @@ class CoreConnection:
         connected to another.
         """
         operation = f"request {subject}"
-        session = self._live_session(deadline, operation)
-        link = session.link
-        reply = link.new_reply()
-        command = encode_publish(subject, data, reply, header_block, link.info.max_payload)
-        message = session.request(Request(subject, reply, command, server), deadline, operation)
+        session = self._session or self._live_session(deadline, operation)
+        request = session.link.new_request(subject, data, header_block, server)
+        message = session.request(request, deadline, operation)
         if message.status == 503 and not message.data:
             raise NoRespondersError(subject)
         return message
 
     def new_id(self, deadline: Deadline) -> str:
         """Return a text that no other call in any process gets."""
-        return self._live_session(deadline, "new_id").link.new_id()
+        return self.source_of_ids(deadline)()
 
-    def new_ids(self, count: int, deadline: Deadline) -> list[str]:
-        """Return so many different ones."""
-        new_id = self._live_session(deadline, "new_ids").link.new_id
-        return [new_id() for _ in range(count)]
+    def source_of_ids(self, deadline: Deadline) -> Callable[[], str]:
+        """Return a function that returns such texts, for who needs many: soon, for it is of the present process."""
+        return self._live_session(deadline, "new_id").link.new_id
 
     def inbox(self, deadline: Deadline) -> Inbox:
         """Return a context manager that receives on a subject of its own until ``deadline``."""

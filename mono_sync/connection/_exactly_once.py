@@ -10,7 +10,7 @@ from heapq import heappushpop
 from typing import Final, NoReturn, TypeAlias
 
 from mono_sync._durations import Deadline
-from mono_sync.adapter import ServerInfo, encode_known_headers
+from mono_sync.adapter import ServerInfo, add_known_header, encode_known_headers
 from mono_sync.connection._answers import Json, StoredMessage, read_ack
 from mono_sync.connection._connection import CoreConnection
 from mono_sync.connection._jetstream import JetStream
@@ -134,7 +134,7 @@ class ExactlyOnce:
             NoRespondersError: no stream takes the subject.
             JetStreamUnavailableError: JetStream is not enabled, or has no leader until the deadline.
         """
-        write = self.prepare(subject, data, headers, deadline, operation, expected=expected)
+        (write,) = self.prepare_all(((subject, data, operation),), headers, deadline, expected=expected)
         sequence = self.carry_out(write, deadline)
         self.saw(sequence)
         return sequence
@@ -152,7 +152,7 @@ class ExactlyOnce:
         expected: int | None = None,
     ) -> Write:
         """Give a message its id; it is to be sent for the first time soon."""
-        (write,) = self.prepare_all([(subject, data, operation)], headers, deadline, expected=expected)
+        (write,) = self.prepare_all(((subject, data, operation),), headers, deadline, expected=expected)
         return write
 
     def prepare_all(
@@ -168,12 +168,13 @@ class ExactlyOnce:
         base = max(self._seen[0], expected or 0)
         if expected is not None:
             headers = {**headers, EXPECTED_REVISION: str(expected)}
-        ids = self._connection.new_ids(len(messages), deadline)
+        block = encode_known_headers(headers)
+        new_id = self._connection.source_of_ids(deadline)
         return [
             Write(
                 subject,
                 data,
-                encode_known_headers({MESSAGE_ID: message_id, **headers}),
+                add_known_header(block, MESSAGE_ID, message_id := new_id()),
                 message_id,
                 expected,
                 base,
@@ -182,7 +183,7 @@ class ExactlyOnce:
                 now,
                 operation,
             )
-            for message_id, (subject, data, operation) in zip(ids, messages, strict=True)
+            for subject, data, operation in messages
         ]
 
     def saw(self, sequence: int) -> None:

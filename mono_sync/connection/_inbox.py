@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import Final, Self, TypeAlias
 
@@ -90,15 +90,20 @@ class Inbox:
                 return self.next(operation)
         return self.poll(seconds)
 
+    def arriving(self, seconds: float, operation: str) -> Iterator[Message]:
+        """Yield the next message, if one comes within ``seconds``, and all that are there. Errors as for `next`."""
+        message = self.next_within(seconds, operation)
+        while message is not None:
+            yield message
+            message = None if self._arrived.empty() else _message(self._arrived.get())
+
     def poll(self, seconds: float | None) -> Message | None:
         """Return the next message, or None when none came within ``seconds``, also after the deadline of the inbox."""
         try:
             arrived = self._arrived.get(timeout=seconds if seconds is None else min(seconds, _LONGEST_WAIT))
         except queue.Empty:
             return None
-        if isinstance(arrived, NatsConnectionError):
-            raise arrived
-        return arrived
+        return _message(arrived)
 
     def _lost(self, error: NatsConnectionError) -> None:
         self.losses += isinstance(error, ConnectionLostError)
@@ -143,3 +148,9 @@ class Inbox:
     def __del__(self) -> None:
         if hasattr(self, "subject"):  # else an interrupt has ended `__init__`
             self.close()  # an interrupt may have kept `__exit__` from doing its work
+
+
+def _message(arrived: Message | NatsConnectionError) -> Message:
+    if isinstance(arrived, NatsConnectionError):
+        raise arrived
+    return arrived

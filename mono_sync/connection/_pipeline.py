@@ -140,26 +140,35 @@ class Batch:
 
     def _run(self, inbox: Inbox) -> None:
         while self._waiting or self._under_way:
+            silent = True
             try:
                 if not self._deadline.expired:
                     self._send(inbox)
-                message = inbox.next_within(_PATIENCE, "storing messages")
+                for message in inbox.arriving(_PATIENCE, "storing messages"):
+                    silent = False
+                    self._note(message)
+                    if self._has_room():
+                        break
             except ConnectionLostError:
-                message = None
+                silent = True
             except PermissionDeniedError as error:
                 self._settle(self._sent_to(error.subject))
                 continue
             except (OperationTimeoutError, ConnectionClosedError) as error:
                 self._give_up(error)
                 return
-            if message is None:
+            if silent:
                 self._settle(list(self._under_way))
-            else:
-                self._note(message)
+
+    def _has_room(self) -> bool:
+        """Return whether enough is left of the window to be worth a system call."""
+        return (
+            2 * len(self._under_way) <= _MOST_UNDER_WAY and 2 * self._bytes_under_way <= _MOST_BYTES_UNDER_WAY
+        ) and bool(self._waiting)
 
     def _send(self, inbox: Inbox) -> None:
-        if 2 * len(self._under_way) > _MOST_UNDER_WAY or 2 * self._bytes_under_way > _MOST_BYTES_UNDER_WAY:
-            return  # what is left of the window is not worth a system call
+        if not self._has_room():
+            return
         while (
             self._waiting and len(self._under_way) < _MOST_UNDER_WAY and self._bytes_under_way < _MOST_BYTES_UNDER_WAY
         ):
@@ -187,16 +196,12 @@ class Batch:
         writes = self._writer.prepare_all(messages, self._headers, self._deadline)
         return [(str(next(self._numbers)), write) for write in writes]
 
-    def _taken(self, tag: str) -> Write:
-        write = self._under_way.pop(tag)
-        self._bytes_under_way -= len(write.data)
-        return write
-
     def _note(self, message: Message) -> None:
         tag = message.subject.rpartition(".")[2]
-        if tag not in self._under_way:
+        write = self._under_way.pop(tag, None)
+        if write is None:
             return  # settled before
-        write = self._taken(tag)
+        self._bytes_under_way -= len(write.data)
         try:
             self.stored[write.subject] = read_ack(message, write.operation).sequence
         except (NoRespondersError, JetStreamUnavailableError):  # refused unseen, for the moment
@@ -210,7 +215,9 @@ class Batch:
 
     def _settle(self, tags: list[str]) -> None:
         for tag in tags:
-            self._carry_out(self._taken(tag), in_doubt=True)
+            write = self._under_way.pop(tag)
+            self._bytes_under_way -= len(write.data)
+            self._carry_out(write, in_doubt=True)
 
     def _carry_out(self, write: Write, *, in_doubt: bool) -> None:
         try:

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any, TypeVar, TypeVarTuple
 
 from mono_sync._durations import Deadline
-from mono_sync.adapter import ConnectionConfig, Link, LinkState, Message, NotSentError, Request, Waiter
+from mono_sync.adapter import ConnectionConfig, Link, LinkState, Message, NotSentError, Request
 from mono_sync.connection._state import ConnectionState, StateBoard
 from mono_sync.errors import ClosedError, ConnectionClosedError, OperationTimeoutError
 from mono_sync.loop import LoopThread, new_event_loop
@@ -65,13 +65,11 @@ class Session:
     def request(self, request: Request, deadline: Deadline, operation: str) -> Message:
         """Send a request and return the message on its reply subject; ``request.sent`` tells how far it got."""
         link = self.link
-
-        def send(waiter: Waiter) -> None:
-            link.exchange(waiter, request)
-
         try:
             try:
-                answer: Message = self.loop.exchange(send, deadline=deadline, operation=operation)
+                answer: Message = self.loop.exchange(
+                    link.exchange, request, deadline, deadline=deadline, operation=operation
+                )
             except NotSentError:  # as for `publish`
                 answer = self.run(link.request, request, deadline=deadline, operation=operation)
         except ConnectionClosedError:

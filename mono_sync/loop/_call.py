@@ -237,15 +237,14 @@ class Exchange(Call[T]):
 
     __slots__ = ()
 
-    def __init__(self, core: Host, deadline: Deadline, operation: str) -> None:
-        super().__init__(core, (), deadline, operation)
-
-    def await_end(self, begin: Callable[[Exchange[T]], object]) -> T:
+    def await_end(self, begin: Callable[..., object]) -> T:
         """Begin, wait for the end, and return or raise what came of it."""
         core = self._core
         try:
             core.calls[self] = True
-            begin(self)
+            begin(self, *self._args)
+            if self._waiter.acquire(blocking=False):  # `begin` has ended it
+                return self._outcome()
             if core.ended.is_set():  # nobody is left to complete it
                 self.fail(core.closed_error())
             remaining = self._deadline.remaining

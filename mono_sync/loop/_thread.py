@@ -127,14 +127,21 @@ class LoopThread:
             raise OperationTimeoutError(operation, deadline.timeout)
         return core
 
-    def exchange(self, begin: Callable[[Exchange[T]], object], /, *, deadline: Deadline, operation: str) -> T:
-        """Run ``begin(exchange)`` in the calling thread, and wait until ``exchange.succeed`` or ``.fail`` is called.
+    def exchange(
+        self,
+        begin: Callable[[Exchange[T], *Ts], object],
+        /,
+        *args: *Ts,
+        deadline: Deadline,
+        operation: str,
+    ) -> T:
+        """Run ``begin(exchange, *args)`` in the calling thread, and wait for ``exchange.succeed`` or ``.fail``.
 
-        That may happen in any thread; only the first counts. No task is made and nothing is scheduled: this is the
+        They may be called in any thread; only the first counts. No task is made and nothing is scheduled: this is the
         short way for requests that the loop has nothing to do with but to hand over the answer. Whoever holds the
         exchange after the caller has given up, for which `run` has the reasons, finds that it no longer ``waits``.
         """
-        call: Exchange[T] = Exchange(self.admit(deadline, operation), deadline, operation)
+        call: Exchange[T] = Exchange(self.admit(deadline, operation), args, deadline, operation)
         return call.await_end(begin)
 
     def post(self, fn: Callable[[*Ts], object], /, *args: *Ts) -> bool:

@@ -40,6 +40,7 @@ class Bucket(Generic[ConfigT]):
     def __init__(self, connection: CoreConnection, name: str, info: Json, *, stale_reads: bool) -> None:
         config = info["config"]
         self._connection = connection
+        self._timeout = connection.config.call_timeout
         self._jetstream = JetStream(connection)
         self._name = name
         self._stream = f"{self._config_type.prefix}{name}"
@@ -123,7 +124,7 @@ class Bucket(Generic[ConfigT]):
         return follower
 
     def _deadline(self, timeout: Timeout) -> Deadline:
-        return Deadline.of(timeout, self._connection.config.call_timeout)
+        return Deadline.of(timeout, self._timeout)
 
     @contextmanager
     def _errors(self, deadline: Deadline, doing: str, key: str = "", size: int = 0) -> Iterator[None]:

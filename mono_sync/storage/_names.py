@@ -9,7 +9,8 @@ from mono_sync.errors import ConfigurationError, InvalidKeyError
 
 _MAX_BUCKET = 251  # 255 for the stream, with a prefix of up to four
 _BUCKET = re.compile(r"[-_a-zA-Z0-9]+")
-_KEY = re.compile(r"[-/_=.a-zA-Z0-9]+")
+_KEY = re.compile(r"[-/_=a-zA-Z0-9]+(?:\.[-/_=a-zA-Z0-9]+)*")
+_LETTERS_OF_KEYS = re.compile(r"[-/_=.a-zA-Z0-9]+")
 _PATTERN_TOKEN = re.compile(r"\*|>|[-/_=a-zA-Z0-9]+")
 
 
@@ -35,14 +36,14 @@ def check_key(key: str) -> str:
         InvalidKeyError: it does not; the message has the rule.
         TypeError: it is no str.
     """
+    if isinstance(key, str) and _KEY.fullmatch(key):
+        return key
     _check_text(key, "key")
     if ":" in key:
         raise InvalidKeyError(key, f"NATS allows no colon in a key; write {key.replace(':', '.')!r} instead")
-    if not _KEY.fullmatch(key):
+    if not _LETTERS_OF_KEYS.fullmatch(key):
         raise InvalidKeyError(key, "letters, digits and - / _ = . are allowed")
-    if key.startswith(".") or key.endswith(".") or ".." in key:
-        raise InvalidKeyError(key, "it must not begin or end with a dot, nor hold two in a row")
-    return key
+    raise InvalidKeyError(key, "it must not begin or end with a dot, nor hold two in a row")
 
 
 def is_key(text: str) -> bool:

@@ -5,7 +5,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mono_sync import InvalidHeaderError, InvalidSubjectError, MessageTooLargeError
-from mono_sync.adapter import Message, check_payload, check_subject, encode_headers, encode_publish, parse_header_block
+from mono_sync.adapter import (
+    Message,
+    add_known_header,
+    check_payload,
+    check_subject,
+    encode_headers,
+    encode_known_headers,
+    encode_publish,
+    parse_header_block,
+)
 
 NAMES = st.text("abcXYZ-_019", min_size=1, max_size=12)
 VALUES = st.text(st.characters(exclude_categories=["C"]), max_size=20).map(str.strip)
@@ -42,6 +51,11 @@ def test_headers_that_are_no_mapping_are_a_type_error(headers: dict[str, str]) -
 
 def test_no_headers_take_no_room() -> None:
     assert encode_headers({}) == b""
+
+
+@pytest.mark.parametrize("others", [{}, {"B": "2"}, {"B": "2", "C": ""}])
+def test_a_header_is_put_in_front_of_the_others(others: dict[str, str]) -> None:
+    assert add_known_header(encode_known_headers(others), "A", "1") == encode_headers({"A": "1", **others})
 
 
 def test_status_lines_are_read() -> None:

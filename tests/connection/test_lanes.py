@@ -17,8 +17,9 @@ import trustme
 import mono_sync
 from mono_sync import Connection, ConnectionLostError, KVBucketConfig, OperationTimeoutError
 from mono_sync._durations import Deadline
-from mono_sync.adapter import _outlet
+from mono_sync.adapter import Message, _inlet, _outlet
 from mono_sync.adapter._link import Link
+from mono_sync.adapter._scanner import Sink
 from mono_sync.adapter.client import NatsClient
 from tests.connection.conftest import Connect, flush_after_restart, on_each_loop
 from tests.fixtures.servers import RawServer, RunNatsServer
@@ -40,22 +41,26 @@ def _client(connection: Connection) -> NatsClient:
     return client
 
 
-def _lanes(connection: Connection) -> tuple[bool, bool]:
-    """Tell whether callers write to the socket, and whether answers come past nats-py."""
+Lanes = tuple[bool, bool, bool]
+
+
+def _lanes(connection: Connection) -> Lanes:
+    """Tell whether callers write to the socket, whether answers come past nats-py, and whether callers read them."""
     client = _client(connection)
     assert client.wire is not None
     assert client._socket is not None
-    return client.wire.is_direct, client._socket.scans
+    return client.wire.is_direct, client._socket.scans, client.inlet is not None
 
 
 @pytest.fixture(params=["both", "no socket", "no parser", "neither"])
-def expected(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> tuple[bool, bool]:
+def expected(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Lanes:
     """Break what the lanes need; return which of them is left."""
     if request.param in ("no socket", "neither"):
-        monkeypatch.setattr(_outlet, "_duplicate", lambda _transport: None)
+        monkeypatch.setattr(_outlet, "duplicate", lambda _transport, _mode: None)
+        monkeypatch.setattr(_inlet, "duplicate", lambda _transport, _mode: None)
     if request.param in ("no parser", "neither"):
         monkeypatch.setattr(NatsClient, "_parser_is_idle", lambda _client: False)
-    return request.param in ("both", "no parser"), request.param in ("both", "no socket")
+    return request.param in ("both", "no parser"), request.param in ("both", "no socket"), request.param == "both"
 
 
 @pytest.fixture
@@ -63,9 +68,7 @@ def server(run_nats_server: RunNatsServer) -> RawServer:
     return run_nats_server(JETSTREAM)
 
 
-def test_requests_of_many_threads_get_their_own_answers(
-    server: RawServer, connect: Connect, expected: tuple[bool, bool]
-) -> None:
+def test_requests_of_many_threads_get_their_own_answers(server: RawServer, connect: Connect, expected: Lanes) -> None:
     connection = connect(server.url)
     kv = connection.kv(KVBucketConfig("b", storage="memory"))
     sizes = [0, 1, 100, 5_000, 300_000, 900_000]
@@ -82,7 +85,7 @@ def test_requests_of_many_threads_get_their_own_answers(
     assert not _link(connection)._requests
 
 
-def test_a_new_connection_has_its_lanes_again(server: RawServer, connect: Connect, expected: tuple[bool, bool]) -> None:
+def test_a_new_connection_has_its_lanes_again(server: RawServer, connect: Connect, expected: Lanes) -> None:
     connection = connect(server.url)
     kv = connection.kv(KVBucketConfig("b"))
     kv.set("k", b"before")
@@ -96,7 +99,7 @@ def test_a_new_connection_has_its_lanes_again(server: RawServer, connect: Connec
 
 
 def test_requests_go_on_when_a_full_socket_takes_bytes_again(
-    server: RawServer, connect: Connect, expected: tuple[bool, bool]
+    server: RawServer, connect: Connect, expected: Lanes
 ) -> None:
     connection = connect(server.url)
     kv = connection.kv(KVBucketConfig("b", storage="memory"))
@@ -123,7 +126,7 @@ def test_requests_over_tls_are_handed_to_the_loop(run_nats_server: RunNatsServer
         kv = connection.kv(KVBucketConfig("b", storage="memory"))
         kv.set("k", bytes(900_000))
         assert kv.get("k") == bytes(900_000)
-        assert _lanes(connection) == (False, True)
+        assert _lanes(connection) == (False, True, False)
         assert connection._session is not None
         for _ in range(10):  # whoever waits for the socket to be free does not wait where it is
             connection.publish("x", b"x")
@@ -146,6 +149,23 @@ def test_a_request_makes_no_task(server: RawServer, connect: Connect) -> None:
         kv.set("k", b"v")
         assert kv.get("k") == b"v"
     assert tasks == []
+
+
+def test_a_single_thread_has_its_answers_past_the_loop(server: RawServer, connect: Connect) -> None:
+    connection = connect(server.url)
+    kv = connection.kv(KVBucketConfig("b", storage="memory"))
+    client, passed = _client(connection), list[Message]()
+    for sid, sink in client._sinks.items():
+
+        def note(message: Message, sink: Sink = sink) -> None:
+            passed.append(message)
+            sink(message)
+
+        client._sinks[sid] = note
+    for _ in range(50):
+        kv.set("k", b"v", timeout=20)
+        assert kv.get("k", timeout=20) == b"v"
+    assert len(passed) < 20  # one may be late, or come together with another message
 
 
 def test_whoever_gives_up_leaves_nothing_behind(server: RawServer, connect: Connect) -> None:
@@ -237,9 +257,7 @@ def test_a_signal_handler_may_use_the_connection_that_it_interrupts(server: RawS
     assert handled[-1] == bytes(50_000)
 
 
-def test_every_request_ends_in_a_storm_of_restarts(
-    server: RawServer, connect: Connect, expected: tuple[bool, bool]
-) -> None:
+def test_every_request_ends_in_a_storm_of_restarts(server: RawServer, connect: Connect, expected: Lanes) -> None:
     connection = connect(server.url, reconnect_wait=0.01)
     enough = threading.Event()
 

@@ -8,14 +8,14 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
-from mono_sync.adapter import _outlet, _wire
+from mono_sync.adapter import _inlet, _outlet, _wire
 
-_FILES = {_outlet.__file__, _wire.__file__}
+_FILES = {_inlet.__file__, _outlet.__file__, _wire.__file__}
 
 
 @contextlib.contextmanager
 def interrupted(step: int, action: Callable[[], object]) -> Iterator[Callable[[], bool]]:
-    """Call ``action`` in this thread before a given step of the wire's bytecode; yield what tells whether it was."""
+    """Call ``action`` in this thread before a given step of the lanes' bytecode; yield what tells whether it was."""
     left = step
 
     def trace(frame: FrameType, event: str, _: Any) -> Any:
