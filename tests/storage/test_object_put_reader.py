@@ -103,6 +103,12 @@ def test_source_that_returns_more_than_it_is_asked_for_is_stored_in_full_chunks(
     assert objects.get("k") == b"x" * 10 + content(3 * CHUNK) + content(5)
 
 
+def test_source_that_returns_a_full_chunk_where_less_was_asked_for_is_stored_in_order(objects: ObjectBucket) -> None:
+    pieces = b"a" * 10, b"b" * CHUNK, b"c" * 5, b"d" * CHUNK
+    objects.put_reader("k", Source(*pieces))
+    assert objects.get("k") == b"".join(pieces)
+
+
 @pytest.mark.parametrize("kind", [bytearray, memoryview])
 def test_other_buffers_are_taken(objects: ObjectBucket, kind: Callable[[bytes], Any]) -> None:
     objects.put_reader("k", Source(kind(b"abc"), kind(b"d")))

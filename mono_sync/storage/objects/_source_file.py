@@ -37,7 +37,7 @@ def chunks_of(fileobj: Readable, size: int) -> Iterator[bytes]:
     """
     pieces, missing = list[bytes](), size
     while piece := _read(fileobj, missing):
-        if len(piece) == size:
+        if len(piece) == size == missing:
             yield piece
             continue
         pieces.append(piece)
