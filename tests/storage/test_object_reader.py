@@ -253,6 +253,8 @@ def test_it_is_not_written_to_truncated_or_detached(bucket: ObjectBucket) -> Non
                 reader.seek(offset, whence)
         with pytest.raises(ValueError, match="whence must be 0, 1 or 2"):
             reader.seek(0, 7)
+        with pytest.raises(TypeError):
+            reader.seek(1.5)  # type: ignore[arg-type]
         assert reader.tell() == 0
 
 

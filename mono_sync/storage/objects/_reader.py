@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import io
+import operator
 import os
 import threading
 import warnings
@@ -195,7 +196,7 @@ class ObjectReader(io.BufferedIOBase):
         base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self.info.size}.get(whence)
         if base is None:
             raise ValueError(f"whence must be 0, 1 or 2, not {whence!r}")
-        position = base + offset
+        position = base + operator.index(offset)
         if position < 0:
             raise ValueError(f"negative position: {position}")
         self._position = position
