@@ -22,6 +22,8 @@ from mono_sync import (
 from mono_sync.storage.objects import _sink
 from mono_sync.storage.objects._writer import ObjectWriter
 from tests.fixtures.servers import RawServer, RunNatsServer
+from tests.fixtures.waiting import wait_until
+from tests.storage.conftest import NewObjects
 from tests.storage.helpers import CutProxy, chunk_subjects, raw_objects
 from tests.support.threads import Repeated
 
@@ -179,6 +181,32 @@ def test_upload_that_was_long_under_way_notices_that_its_chunks_are_gone(
     with pytest.raises(UploadLostError):
         memory.put_reader("k", Interrupting(CONTENT, 20 * CHUNK, purge))
     assert memory.list() == []
+
+
+def test_upload_whose_first_chunks_have_expired_in_the_meantime_fails(any_new_objects: NewObjects) -> None:
+    bucket = any_new_objects(ttl=1)
+    writer = bucket.open("k", "wb", timeout=10)
+    writer.write(bytes(2 * CHUNK))
+    writer.flush()
+    wait_until(lambda: not chunk_subjects(bucket), "the chunk has expired")
+    with pytest.raises(UploadLostError):
+        writer.write(bytes(2 * CHUNK))
+    writer.abort()
+    assert not bucket.exists("k")
+
+
+def test_upload_notices_at_its_end_that_its_first_chunks_have_expired(any_new_objects: NewObjects) -> None:
+    bucket = any_new_objects(ttl=1)
+    writer = bucket.open("k", "wb", timeout=10)
+    written = 1
+    writer.write(bytes(CHUNK))
+    while sum(chunk_subjects(bucket).values()) >= written - 1:  # it does not stand still for as long as they live
+        writer.write(bytes(CHUNK))
+        writer.flush()
+        written += 1
+    with pytest.raises(UploadLostError, match="the stream holds"):
+        writer.close()
+    assert not bucket.exists("k")
 
 
 def test_bucket_that_is_deleted_meanwhile_is_named(memory: ObjectBucket, connection: Connection) -> None:

@@ -35,7 +35,10 @@ _log = logging.getLogger("mono_sync.storage")
 MOST_UNDER_WAY: Final = 64
 MOST_BYTES_UNDER_WAY: Final = 1 << 20
 STALE: Final = 120.0
-"""Seconds after which an upload looks whether its chunks are still there. Far less than `sweep` lets them alone."""
+"""Seconds after which an upload looks whether its chunks are still there. Far less than `sweep` lets them alone.
+
+Where the bucket removes what is older than that in any case, it looks sooner.
+"""
 
 _NUID: Final = re.compile(r"[-_a-zA-Z0-9]+")
 _ID: Final = "Nats-Msg-Id"
@@ -66,16 +69,33 @@ def clean_up_deadline(reason: BaseException | None, deadline: Deadline) -> Deadl
 
 
 class Sinks:
-    """Where the chunks of a bucket go. Thread-safe."""
+    """Where the chunks of a bucket go. Thread-safe.
+
+    Args:
+        connection: where the bucket is.
+        jetstream: its API.
+        writer: the stream.
+        bucket: name of the bucket.
+        stream: name of the stream.
+        max_age: seconds after which the stream removes its messages; None: never.
+    """
 
     def __init__(
-        self, connection: CoreConnection, jetstream: JetStream, writer: ExactlyOnce, bucket: str, stream: str
+        self,
+        connection: CoreConnection,
+        jetstream: JetStream,
+        writer: ExactlyOnce,
+        *,
+        bucket: str,
+        stream: str,
+        max_age: float | None,
     ) -> None:
         self._connection = connection
         self._jetstream = jetstream
         self._writer = writer
         self._bucket = bucket
         self._stream = stream
+        self._max_age = max_age
 
     def chunk_size(self, *, resumable: bool = False) -> int:
         """Return the bytes of one chunk: what the server takes, if that is less than usual.
@@ -95,6 +115,7 @@ class Sinks:
             subject=self.subject(nuid),
             headers=headers,
             operation=operation,
+            stale=min(STALE, self._max_age or STALE),
         )
 
     def discard(self, nuid: str, deadline: Deadline) -> None:
@@ -134,6 +155,7 @@ class Sink:
         subject: where the chunks go.
         headers: of every chunk; names and values that NATS can carry.
         operation: what to call it in errors.
+        stale: seconds after which to look whether the chunks are still there.
 
     Attributes:
         count: chunks sent, or found there.
@@ -152,6 +174,7 @@ class Sink:
         subject: str,
         headers: dict[str, str],
         operation: str,
+        stale: float,
     ) -> None:
         self.count: int = 0
         self.stored: int = 0
@@ -165,6 +188,7 @@ class Sink:
         self._id: str | None = None  # of this attempt, with which those of its chunks begin
         self._headers = headers
         self._operation = operation
+        self._stale = stale
         self._inbox: Inbox | None = None
         self._settled = 0  # answers after the end
         self._awaited: set[str] = set()  # tags of answers, beside those of chunks
@@ -193,7 +217,7 @@ class Sink:
     def send(self, data: bytes, deadline: Deadline, headers: Mapping[str, str]) -> None:
         """Send a chunk; wait for acknowledgements while too many are missing."""
         now = time.monotonic()
-        if self.cautious or (self.touched and now - self._latest > STALE):
+        if self.cautious or (self.touched and now - self._latest > self._stale):
             self._send_alone(data, deadline, headers)
             return
         while self._is_full:
@@ -367,7 +391,7 @@ class Sink:
         With it goes a question, by its subject and payload, about which `end_last` tells the answer.
         """
         self.drain(deadline)
-        if self.count and self.age > STALE:
+        if self.count and self.age > self._stale:
             self._compare(deadline)
         write = self._prepare(data, deadline, headers)
         asked: list[Question] = [(self._subject, data, write.block, _LAST)]

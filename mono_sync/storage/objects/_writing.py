@@ -49,7 +49,14 @@ class Writing(Reading):
     def __init__(self, connection: CoreConnection, name: str, info: Json, *, stale_reads: bool) -> None:
         super().__init__(connection, name, info, stale_reads=stale_reads)
         self._replicated = info["config"]["num_replicas"] > 1
-        self._sinks = Sinks(connection, self._jetstream, self._writer, name, self._stream)
+        self._sinks = Sinks(
+            connection,
+            self._jetstream,
+            self._writer,
+            bucket=name,
+            stream=self._stream,
+            max_age=info["config"].get("max_age", 0) / 1e9,
+        )
 
     def set(self, key: str, data: Payload, *, ttl: Duration | None = None, timeout: Timeout = DEFAULT) -> None:
         """Store an object, replacing what was there. Arguments and errors as for `put`."""
