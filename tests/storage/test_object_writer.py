@@ -15,6 +15,7 @@ import threading
 import warnings
 import zipfile
 from array import array
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
@@ -462,6 +463,31 @@ def test_text_stream_whose_flush_fails_at_the_end_stores_nothing(
         lines.close()
     assert lines.closed
     assert objects.get("k") == b"old"
+
+
+@pytest.mark.parametrize("ends", [lambda lines: lines.write("y" * 20_000), lambda lines: lines.flush()])
+def test_text_stream_that_was_refused_by_the_binary_one_is_never_stored_without_what_it_held(
+    objects: ObjectBucket, ends: Callable[[Any], object]
+) -> None:
+    objects.put("k", b"old")
+    lines = text(objects)
+    lines.write("x" * CHUNK * 2)
+    lines.write("held")
+    with lines._binary._one_at_a_time(), pytest.raises(StorageError, match="in use"):
+        ends(lines)
+    with pytest.raises(StorageError, match="was not stored, for a call before failed"):
+        lines.close()
+    assert objects.get("k") == b"old"
+    assert len(chunk_subjects(objects)) == 1
+
+
+def test_text_that_cannot_be_encoded_is_refused_and_the_rest_is_stored(objects: ObjectBucket) -> None:
+    with text(objects) as lines:
+        lines.write("a")
+        with pytest.raises(UnicodeEncodeError):
+            lines.write("\ud800")
+        lines.write("b")
+    assert objects.get("k") == b"ab"
 
 
 # --- threads and processes

@@ -110,8 +110,10 @@ class ObjectWriter(io.BufferedIOBase):
             return
         with self._one_at_a_time():
             failure = self._failure
+            if failure is not None:
+                self._closed = True
+                self._upload.abort(failure, self._deadline())
         if failure is not None:
-            self._closed = True
             raise StorageError(f"object {self.name!r} was not stored, for a call before failed: {failure}") from failure
         with self._working() as deadline:
             if self._buffer:
@@ -152,6 +154,11 @@ class ObjectWriter(io.BufferedIOBase):
         return f"<ObjectWriter {self.name!r} {self.mode}>"
 
     # --- steps
+
+    def _spoil(self, error: BaseException) -> None:
+        """Let nothing be stored, for bytes that belong to it are lost; whatever another thread does at the moment."""
+        if self._failure is None and not self._closed:
+            self._failure = error
 
     def _take(self, view: memoryview, deadline: Deadline) -> None:
         buffer, size = self._buffer, self._size
@@ -204,7 +211,8 @@ class ObjectWriter(io.BufferedIOBase):
 class TextObjectWriter(io.TextIOWrapper):
     """A text stream whose content becomes an object when it is closed: an `ObjectWriter` with an encoding.
 
-    An exception in its ``with``, and `abort`, leave what was there before.
+    An exception in its ``with``, and `abort`, leave what was there before. So does a call that fails on the way to the
+    binary stream, also where another thread is in it: `io.TextIOWrapper` has forgotten by then what it was to pass on.
 
     Attributes:
         mode: as it was opened, ``"w"`` for example.
@@ -224,6 +232,25 @@ class TextObjectWriter(io.TextIOWrapper):
     def info(self) -> ObjectInfo | None:
         """What the bucket knows of the object; None until it is stored."""
         return self._binary.info
+
+    def write(self, text: str, /) -> int:
+        """Take a text, and return its length. Raises what `ObjectWriter.write` raises."""
+        try:
+            return super().write(text)
+        except (TypeError, ValueError):  # it cannot be taken, and what was taken before is still here
+            raise
+        except BaseException as error:
+            self._binary._spoil(error)  # noqa: SLF001  # the other half of this stream
+            raise
+
+    def flush(self) -> None:
+        """Wait until the server has acknowledged what can be sent, as `ObjectWriter.flush` does."""
+        try:
+            super().flush()
+        except BaseException as error:
+            if not self.closed:
+                self._binary._spoil(error)  # noqa: SLF001  # the other half of this stream
+            raise
 
     def abort(self) -> None:
         """End the stream without storing anything. Idempotent, and nothing after `close`."""
