@@ -19,23 +19,29 @@ Question: TypeAlias = tuple[str, bytes, bytes, str]
 """Subject, payload, header block, and the last token of the subject on which the answers come."""
 
 
+class _Arrivals(queue.SimpleQueue[Message | NatsConnectionError]):
+    """What has arrived; the link has it, and not the inbox, which can be collected therefore."""
+
+    losses: int = 0
+
+    def lose(self, error: NatsConnectionError) -> None:
+        self.losses += isinstance(error, ConnectionLostError)
+        self.put(error)
+
+
 class Inbox:
     """A private subject and what arrives on it; a context manager. One thread at a time.
 
     It costs neither a round trip nor anything on the server. Messages are kept without limit: whoever asks for them
     bounds how many can come.
-
-    Attributes:
-        losses: how often the connection has broken since it was made, known before any message leaves on the next one.
     """
 
     def __init__(self, session: Session, deadline: Deadline) -> None:
         self._session = session
         self._deadline = deadline
-        self._arrived: queue.SimpleQueue[Message | NatsConnectionError] = queue.SimpleQueue()
-        self._listening = Listening(session.link.new_reply(), self._arrived.put, self._lost)
+        self._arrived: _Arrivals = _Arrivals()
+        self._listening = Listening(session.link.new_reply(), self._arrived.put, self._arrived.lose)
         self._consumer: str | None = None
-        self.losses: int = 0
         self.subject: str = f"{self._listening.subject}.m"
         """Where answers are to be sent."""
 
@@ -105,9 +111,10 @@ class Inbox:
             return None
         return _message(arrived)
 
-    def _lost(self, error: NatsConnectionError) -> None:
-        self.losses += isinstance(error, ConnectionLostError)
-        self._arrived.put(error)
+    @property
+    def losses(self) -> int:
+        """How often the connection has broken since this was made; known before any message leaves on the next one."""
+        return self._arrived.losses
 
     @property
     def arrived(self) -> int:
