@@ -67,7 +67,8 @@ class Wire:
         self._left = self._outlet.left
         self._line: deque[Command] = deque()
         self._gate = threading.Lock()  # whoever holds it sends what stands in line
-        self._alone = {threading.main_thread().ident}  # threads that send their own commands only
+        self._main = threading.main_thread().ident  # it sends its own commands only
+        self._senders: set[int] = set()  # threads that are sending what stands in line, from their first step on
         self._closed = False
         self.resume()
 
@@ -88,18 +89,19 @@ class Wire:
         """
         me = get_ident()
         if self._left:
-            self._line.append(command)
-            self._soon(self._relay)
-        elif me in self._alone:
+            if not (me in self._senders and command.refuse()):  # nobody can take it from the line meanwhile
+                self._line.append(command)
+                self._soon(self._relay)
+        elif me == self._main or me in self._senders:
             if command.claim():
                 self._write(Batch((command,)))
         else:
-            self._alone.add(me)
+            self._senders.add(me)
             try:
                 self._line.append(command)
                 self._send_line()
             finally:
-                self._alone.discard(me)
+                self._senders.discard(me)
             if self._left and self._line:
                 self._soon(self._relay)
 

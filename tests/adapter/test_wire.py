@@ -179,6 +179,21 @@ def test_whoever_finds_the_gate_shut_by_the_loop_is_not_forgotten(direct_pipe: P
     assert direct_pipe.read(len(first.data + request.data)) == first.data + request.data
 
 
+def test_who_is_sending_for_others_never_waits_for_himself(direct_pipe: Pipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a `__del__` for example, while the socket takes no more: he keeps all others from sending."""
+    wire, inner = direct_pipe.wire, Request(b"inner")
+    soon = wire._soon
+
+    def put_inside(callback: Callable[[], object]) -> None:
+        monkeypatch.undo()
+        wire.put(inner)
+        soon(callback)
+
+    monkeypatch.setattr(wire, "_soon", put_inside)
+    Background(wire.put, Request(bytes(1_000_000))).result()
+    assert inner.fate == "refused"
+
+
 def test_what_is_sent_now_is_sent_at_once_or_not_at_all(direct_pipe: Pipe) -> None:
     assert direct_pipe.wire.send(b"first")
     assert Background(direct_pipe.wire.send, b"second").result()
