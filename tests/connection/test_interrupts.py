@@ -115,6 +115,8 @@ def test_a_signal_handler_may_make_requests(work: Work) -> None:
     work.check()
 
 
+# Where Python itself runs a callback of a weak set, it reports what a handler raises, and goes on.
+@pytest.mark.filterwarnings("ignore:Exception ignored in. <function WeakSet:pytest.PytestUnraisableExceptionWarning")
 def test_a_signal_handler_may_make_requests_and_raise(work: Work) -> None:
     with work.others(), Storm(work.use_and_interrupt):
         assert sum(work.is_interrupted() for _ in range(100)) > 20

@@ -13,7 +13,7 @@ from tests.storage.helpers import api_calls, raw_kv
 from tests.storage.load import Load
 from tests.support.threads import Repeated
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]  # an election takes its time on a busy machine
 
 
 def _open(cluster: Cluster, **options: object) -> KVBucket:

@@ -9,7 +9,7 @@ from tests.fixtures.cluster import Cluster
 from tests.storage.bank import Bank
 from tests.storage.helpers import refused
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]  # an election takes its time on a busy machine
 
 
 def test_keys_are_asserted_and_revisions_told_as_on_one_server(cluster: Cluster) -> None:
