@@ -255,6 +255,8 @@ class NatsClient(Client):
         info: dict[str, Any],  # noqa: ARG002  # nats-py's signature
     ) -> tuple[Server, float]:
         """Choose the server that failed the fewest times in a row, and how long to wait before trying it."""
+        if self._shutting:  # the cancellation has been lost, as `wait_for` of Python 3.11 may lose one
+            raise asyncio.CancelledError
         server = min(pool, key=lambda candidate: candidate.reconnects)
         if not server.reconnects:
             return server, 0.0

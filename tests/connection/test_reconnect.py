@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -11,6 +14,7 @@ from nats.aio.client import Client, Server
 import mono_sync
 from mono_sync import Connection, ConnectionConfig, OperationTimeoutError
 from mono_sync._durations import Deadline
+from mono_sync.adapter._transport import Transport
 from mono_sync.adapter.client import NatsClient
 from tests.connection.conftest import Connect, flush_after_restart
 from tests.fixtures.servers import RawServer, RunNatsServer
@@ -173,3 +177,24 @@ def test_a_connection_that_has_just_broken_can_be_closed() -> None:
             connection = mono_sync.connect(peer.url)
             peer.cut()
             connection.close()
+
+
+def test_closing_ends_reconnecting_also_where_an_attempt_swallows_that(
+    server: RawServer, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `asyncio.wait_for` does on Python 3.11 when the server refuses at the same moment."""
+    connection, trying = connect(server.url), threading.Event()
+
+    async def refused_when_cancelled(*_: object) -> None:
+        trying.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            raise ConnectionRefusedError from None
+
+    monkeypatch.setattr(Transport, "connect", refused_when_cancelled)
+    server.kill()
+    assert trying.wait(10)
+    started = time.monotonic()
+    connection.close(timeout=20)
+    assert time.monotonic() - started < 5
