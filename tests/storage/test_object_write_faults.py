@@ -183,6 +183,20 @@ def test_upload_that_was_long_under_way_notices_that_its_chunks_are_gone(
     assert memory.list() == []
 
 
+def test_upload_during_which_the_bucket_is_reset_fails(new_objects: NewObjects) -> None:
+    """Servers of 2.9 go on counting the messages of a subject that such a purge removes."""
+    objects = new_objects()
+    writer = objects.open("k", "wb")
+    writer.write(CONTENT[: 3 * CHUNK])
+    writer.flush()
+    objects.reset()
+    writer.write(CONTENT[: 3 * CHUNK])
+    with pytest.raises(UploadLostError, match="the stream holds"):
+        writer.close()
+    assert not objects.exists("k")
+    assert chunk_subjects(objects) == {}
+
+
 def test_upload_whose_first_chunks_have_expired_in_the_meantime_fails(any_new_objects: NewObjects) -> None:
     bucket = any_new_objects(ttl=1)
     writer = bucket.open("k", "wb", timeout=10)

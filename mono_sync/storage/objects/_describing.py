@@ -302,7 +302,8 @@ class Describing(Writing):
         """Remove every object, at once; what is written after the call began may stay.
 
         Nothing is left of them, so watchers are not told. Revisions go on counting. An upload that is under way loses
-        the chunks that it has stored: it fails, or, if it was about to end, leaves an object that cannot be read.
+        the chunks that it has stored: it fails, or, if it was about to end, leaves an object that cannot be read; the
+        latter also on a nats-server before 2.10, which miscounts.
 
         Raises:
             BucketSealedError: the bucket is sealed.

@@ -35,7 +35,7 @@ _log = logging.getLogger("mono_sync.storage")
 MOST_UNDER_WAY: Final = 64
 MOST_BYTES_UNDER_WAY: Final = 1 << 20
 STALE: Final = 120.0
-"""Seconds after which an upload looks whether its chunks are still there. Far less than `sweep` lets them alone.
+"""Seconds of rest after which an upload looks whether its chunks are there. Far less than `sweep` lets them alone.
 
 Where the bucket removes what is older than that in any case, it looks sooner.
 """
@@ -391,7 +391,7 @@ class Sink:
         With it goes a question, by its subject and payload, about which `end_last` tells the answer.
         """
         self.drain(deadline)
-        if self.count and self.age > self._stale:
+        if self.count:  # they may have been removed since, as by a `reset`
             self._compare(deadline)
         write = self._prepare(data, deadline, headers)
         asked: list[Question] = [(self._subject, data, write.block, _LAST)]
