@@ -303,7 +303,7 @@ class Describing(Writing):
 
         Nothing is left of them, so watchers are not told. Revisions go on counting. An upload that is under way loses
         the chunks that it has stored: it fails, or, if it was about to end, leaves an object that cannot be read; the
-        latter also on a nats-server before 2.10, which miscounts.
+        latter also on nats-server 2.9, which miscounts.
 
         Raises:
             BucketSealedError: the bucket is sealed.
