@@ -23,7 +23,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 import mono_sync
 from benchmarks.measure import Compare, Loop, Record, Row, compare, table
 from benchmarks.peers.contender import Blocking, Ours
-from benchmarks.peers.nats_py import InLoop, Naive
+from benchmarks.peers.nats_py import InLoop, Naive, NewLoop
 from benchmarks.peers.raw_socket import RawSocket
 from mono_sync.loop import has_uvloop, new_event_loop
 
@@ -109,9 +109,14 @@ def naive(server: mono_sync.EmbeddedServer, bucket: mono_sync.KVBucket) -> Itera
 
 
 @pytest.fixture
-def new_nats_py(server: mono_sync.EmbeddedServer, loop: Loop) -> Iterator[Callable[[str], InLoop]]:
+def new_loop(loop: Loop) -> NewLoop:
+    """Makes a loop for nats-py."""
+    return partial(new_event_loop, uvloop=loop == "uvloop")
+
+
+@pytest.fixture
+def new_nats_py(server: mono_sync.EmbeddedServer, new_loop: NewLoop) -> Iterator[Callable[[str], InLoop]]:
     """nats-py in its own loop, for any bucket."""
-    new_loop = partial(new_event_loop, uvloop=loop == "uvloop")
     with ExitStack() as stack:
         yield lambda bucket: stack.enter_context(closing(InLoop(server, bucket, new_loop)))
 
