@@ -12,16 +12,14 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 _log = logging.getLogger("mono_sync.application")
 
 _LOOK = 0.2  # seconds; a signal that comes as a wait begins, or to another thread, does not end the wait by itself
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(NamedTuple):
     """What came of a call.
 
     Attributes:

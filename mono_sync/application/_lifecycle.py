@@ -6,9 +6,8 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NamedTuple
 
 from mono_sync._durations import DEFAULT, Deadline
 from mono_sync.application._jobs import Outcome, describe
@@ -37,8 +36,7 @@ class _StepFailed(Exception):  # noqa: N818  # carries the error
         self.error = error
 
 
-@dataclass(frozen=True, slots=True)
-class _Undo:
+class _Undo(NamedTuple):
     """A step of the stop."""
 
     owner: str

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import heapq
 from collections.abc import Callable, Mapping, Sequence
 from graphlib import CycleError, TopologicalSorter
@@ -56,6 +55,8 @@ def _check_complete(dependencies: Mapping[str, Sequence[str]], explain: Callable
 
 
 def _did_you_mean(name: str, known: Mapping[str, object]) -> str:
+    import difflib  # noqa: PLC0415  # only errors need it
+
     close = difflib.get_close_matches(name, known, n=1)
     return f"no module of that name is registered; did you mean {close[0]!r}?" if close else ""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final, NoReturn
+from typing import Final, NamedTuple, NoReturn
 
 from mono_sync._durations import Deadline
 from mono_sync.adapter import encode_known_headers
@@ -34,8 +34,7 @@ _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.005, 0.5
 _BYTES_AT_ONCE: Final = 4 << 20
 
 
-@dataclass(frozen=True, slots=True)
-class Conditional:
+class Conditional(NamedTuple):
     """A message that is stored only on top of a known revision.
 
     Attributes:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import Enum, auto
 from types import TracebackType
-from typing import Final, Generic, NoReturn, Self, TypeAlias, overload
+from typing import Final, Generic, NamedTuple, NoReturn, Self, TypeAlias, overload
 
 from typing_extensions import TypeVar
 
@@ -50,8 +49,7 @@ _GONE_AT_ONCE: Final = {
 Revisions: TypeAlias = Mapping[str, int]
 
 
-@dataclass(frozen=True, slots=True)
-class Write:
+class Write(NamedTuple):
     """What a transaction is to do to a key."""
 
     value: bytes

@@ -6,8 +6,7 @@ import json
 import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from mono_sync._durations import Deadline
 from mono_sync.adapter import Message
@@ -30,8 +29,7 @@ _NONE_THERE: Final = 404
 _log = logging.getLogger("mono_sync.storage")
 
 
-@dataclass(frozen=True, slots=True)
-class Condition:
+class Condition(NamedTuple):
     """What must be there for a new version to take its place.
 
     Attributes:

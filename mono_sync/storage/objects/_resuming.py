@@ -5,9 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from mono_sync._durations import Deadline
 from mono_sync.connection import JetStream, Json, StoredMessage, parse_time
@@ -60,8 +59,7 @@ def prefix_header(size: int, content: hashlib._Hash) -> dict[str, str]:
     return {PREFIX: f"{size}:{content.hexdigest()}"}
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
+class Found(NamedTuple):
     """What the stream holds of an upload, and the file as well.
 
     Attributes:
