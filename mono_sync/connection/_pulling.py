@@ -186,13 +186,15 @@ class PullConsumer:
         message = self._inbox.poll(0) or self._wait(deadline)
         if message is None:
             return None
-        self._heard = self._doubted_at = None
+        self._heard = None
         if message.reply:
+            self._doubted_at = None
             return message
         tag = message.subject.rpartition(".")[2]
         if tag == self._asked or tag in self._candidates:  # late answers to other questions mean nothing
+            self._doubted_at = None
             self._react(tag, message)
-        elif tag == _ALIVE:
+        elif tag == _ALIVE:  # it was, but what was asked along may be lost: that stays in doubt
             self._hear_of_life(message)
         return None
 

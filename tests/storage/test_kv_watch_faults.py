@@ -229,7 +229,7 @@ def test_bucket_that_is_deleted_ends_the_iteration_at_once(any_kv: KVBucket) -> 
     with any_kv.watch_all() as blocked, any_kv.watch_all() as unread, any_kv.watch_all() as waiting:
         reading = blocked_in(blocked)
         raw_kv(any_kv).delete()
-        # Without a look of its own it would take two heartbeats and a half, 12.5 s, where the server drops the pull.
+        # Without a look of its own it would take two heartbeats, 10 s, where the server drops the pull.
         assert isinstance(reading.error(3), BucketNotFoundError)
         for watcher in (blocked, unread, waiting):
             with pytest.raises(BucketNotFoundError) as caught:
@@ -237,8 +237,9 @@ def test_bucket_that_is_deleted_ends_the_iteration_at_once(any_kv: KVBucket) -> 
             assert caught.value.bucket == any_kv.name
 
 
+@pytest.mark.parametrize("lost", [1, 2], ids=["the pull", "all"])
 def test_bucket_that_takes_a_question_along_ends_the_iteration_soon(
-    any_kv: KVBucket, monkeypatch: pytest.MonkeyPatch
+    any_kv: KVBucket, monkeypatch: pytest.MonkeyPatch, lost: int
 ) -> None:
     silent = Listening("nobody.answers", lambda message: None, lambda error: None)
     any_kv._connection.start_listening(silent, Deadline(5))
@@ -247,7 +248,8 @@ def test_bucket_that_takes_a_question_along_ends_the_iteration_soon(
     def unanswered(consumer: _pulling.PullConsumer, tag: str) -> list[Question]:
         asked = questions(consumer, tag)
         is_pull = consumer._stage is _pulling._Stage.PULL
-        return [("nobody.answers", *question[1:]) for question in asked] if is_pull else asked
+        lose = asked[:lost] if is_pull else []
+        return [*[("nobody.answers", data, block, answer) for _, data, block, answer in lose], *asked[len(lose) :]]
 
     with any_kv.watch_all() as watcher:
         monkeypatch.setattr(_pulling.PullConsumer, "_questions", unanswered)
