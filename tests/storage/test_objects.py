@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import pickle
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -313,6 +314,23 @@ def test_objects_expire_with_the_ttl_of_the_bucket(any_new_objects: NewObjects, 
     assert not objects.exists("k")
     objects.put("k", b"again")
     assert objects.get("k") == b"again"
+
+
+def test_object_that_was_stored_slowly_among_others_is_missing_when_it_begins_to_expire(
+    any_new_objects: NewObjects,
+) -> None:
+    objects = any_new_objects(ttl=2)
+    with objects.open("k", "wb") as writer:
+        writer.write(bytes(2 * 128 * 1024))
+        writer.flush()
+        first = time.monotonic()
+        objects.put("other", b"v")
+        wait_until(lambda: time.monotonic() > first + 0.7, "the first chunks are older than the others")
+        writer.write(bytes(2 * 128 * 1024))
+    assert objects.get("k") == bytes(4 * 128 * 1024)
+    subject = f"$O.{objects.name}.C.{objects.stat('k').nuid}"
+    wait_until(lambda: chunk_subjects(objects).get(subject, 0) < 4, "it has begun to expire")
+    assert objects.get("k") is None
 
 
 def test_object_whose_chunks_have_expired_before_its_description_is_missing(new_objects: NewObjects) -> None:

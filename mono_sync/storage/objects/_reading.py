@@ -11,6 +11,7 @@ from mono_sync.errors import DigestMismatchError, ObjectChangedError, ObjectNotF
 from mono_sync.storage._values import ObjectInfo
 from mono_sync.storage.objects._catalog import Catalog
 from mono_sync.storage.objects._reader import ObjectReader
+from mono_sync.storage.objects._sink import number_of_chunk
 from mono_sync.storage.objects._source import Source
 
 T = TypeVar("T")
@@ -120,6 +121,16 @@ class Reading(Catalog):
         newest = self._find(info.name, deadline, direct=False)
         if newest is None or newest.nuid != info.nuid:
             raise ObjectChangedError(self._name, info.name)
-        if self._expires and state["first_seq"] > newest.revision - info.chunks:
+        if self._expires and self._has_lost_its_beginning(newest, count, state["first_seq"], deadline):
             raise ObjectChangedError(self._name, info.name)  # chunks are older than the description, and go first
         raise DigestMismatchError(self._name, info.name, f"{count} of {info.chunks} chunks are left")
+
+    def _has_lost_its_beginning(self, info: ObjectInfo, count: int, first_of_stream: int, deadline: Deadline) -> bool:
+        """Return whether the chunks that are left are the last ones, as far as can be told."""
+        first = self._jetstream.next_of(self._stream, f"$O.{self._name}.C.{info.nuid}", 1, deadline)
+        if first is None:
+            return True
+        number = number_of_chunk(first)
+        if number is not None:
+            return number > 0 and count == info.chunks - number
+        return count == 1 or first_of_stream > info.revision - info.chunks

@@ -68,6 +68,12 @@ def clean_up_deadline(reason: BaseException | None, deadline: Deadline) -> Deadl
     return Deadline(max(left, _LEAST_CLEAN_UP_TIMEOUT))
 
 
+def number_of_chunk(message: StoredMessage) -> int | None:
+    """Return which chunk of its version a message is, from 0; None where its writer has not told."""
+    number = message.headers.get(_ID, "").partition(".")[2]
+    return int(number) if number.isdecimal() else None
+
+
 class Sinks:
     """Where the chunks of a bucket go. Thread-safe.
 
