@@ -14,7 +14,7 @@ from io import FileIO
 from itertools import chain, compress
 from operator import call, getitem, not_
 from termios import FIONREAD
-from typing import Final, Self, TypeVar
+from typing import Final, Protocol, Self, TypeVar
 
 from mono_sync.adapter._message import Message
 from mono_sync.adapter._outlet import duplicate
@@ -28,6 +28,14 @@ _ON: Final[int] = getattr(select, "EPOLLIN", 1)  # there is none but on Linux
 _LONGEST_HOLD: Final = 0.1  # seconds, or up to twice as much
 
 
+class Holder(Protocol):
+    """Who waits at the socket."""
+
+    @property
+    def waits(self) -> bool:
+        """Whether he may still come to it."""
+
+
 class Inlet:
     """Reads a socket in place of the loop's transport, so that whoever waits for an answer can take it there himself.
 
@@ -37,7 +45,7 @@ class Inlet:
 
     The loop watches the socket through an epoll object, the bell, which every thread can switch off and on. It is off
     while somebody holds it, to wait at the socket; he reads whatever comes. A signal handler or a ``__del__`` may keep
-    him from that, and wait for what nobody reads then: whoever holds the bell for too long loses it.
+    him from that, and wait for what nobody reads then: the bell of whoever holds it for too long is switched on.
 
     As in `Outlet`, what must not be interrupted is one call of a function in C: bytes that were read are in line for
     the loop before a handler runs. Nothing is made meanwhile that could set off a garbage collection, and with that a
@@ -65,8 +73,8 @@ class Inlet:
         self._turn = threading.RLock()  # whoever holds it reads
         self._take_turn, self._give_turn = (self._turn.acquire,), (self._turn.release,)
         self._bell, self._watch = select.epoll(), select.epoll()
-        self._holders: list[str] = []
-        self._suspect: str | None = None
+        self._holders: list[Holder] = []
+        self._suspect: Holder | None = None
         self._guarded = False
         self._size = array("i", (0,))
         for epoll in (self._bell, self._watch):
@@ -82,7 +90,7 @@ class Inlet:
 
     # --- from any thread
 
-    def hold(self, holder: str) -> None:
+    def hold(self, holder: Holder) -> None:
         """Keep the loop from reading what comes next; `let_go` follows in any case."""
         self._holders.append(holder)
         if not self._guarded:
@@ -107,7 +115,7 @@ class Inlet:
                 self._soon(self._deliver)
         return None
 
-    def let_go(self, holder: str) -> None:
+    def let_go(self, holder: Holder) -> None:
         """Let the loop read what comes next."""
         self._switch(_ON)
         _remove(holder, self._holders)
@@ -176,20 +184,21 @@ class Inlet:
             return None
 
     def _guard(self) -> None:
-        """Take the bell from time to time from whoever has it, as long as there is one."""
+        """Switch the bell on from time to time, as long as somebody has it."""
         if not self._guarded:
             self._guarded = True
-            self._suspect = None
             self._look_after()
 
     def _look_after(self) -> None:
         self._guarded = False  # first: whoever comes from here on asks for the next guard
+        suspect, self._suspect = self._suspect, None
         if self._holders and not self._file.closed:
             self._guarded = True
-            holder = self._holders[0]
-            if holder == self._suspect:
-                self.let_go(holder)
-            self._suspect = holder
+            self._suspect = holder = self._holders[0]
+            if holder is suspect:
+                self._switch(_ON)
+                if not holder.waits:  # else he stays under guard: it may be now only that he switches it off
+                    _remove(holder, self._holders)
             self._loop.call_later(_LONGEST_HOLD, self._look_after)
 
     def close(self) -> None:

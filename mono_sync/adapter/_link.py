@@ -220,12 +220,12 @@ class Link:
         """Send a request, and take its answer at the socket if it comes soon."""
         remaining, message = deadline.remaining, None
         try:
-            inlet.hold(request.reply)
+            inlet.hold(request)
             wire.put(request)
             if request.sent:
                 message = inlet.fetch(request.reply, _PATIENCE if remaining is None else min(_PATIENCE, remaining))
         finally:
-            inlet.let_go(request.reply)
+            inlet.let_go(request)
         if message is not None and self._requests.pop(request.reply, None) is not None:
             waiter.succeed(message)
 

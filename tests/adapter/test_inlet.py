@@ -30,6 +30,13 @@ def msg(subject: str, data: bytes = b"") -> bytes:
     return b"MSG %b 1 %d\r\n%b\r\n" % (subject.encode(), len(data), data)
 
 
+class Holder:
+    """Who waits at the socket, or has given up."""
+
+    def __init__(self, *, waits: bool = True) -> None:
+        self.waits = waits
+
+
 class Line:
     """A socket with an inlet, and what reached the loop through it."""
 
@@ -66,13 +73,14 @@ class Line:
 
     def fetch(self, subject: str, *arriving: bytes, patience: float = LONG) -> Message | None:
         """Send, as if it were the answer, and wait at the socket."""
+        holder = Holder()
         try:
-            self.inlet.hold(subject)
+            self.inlet.hold(holder)
             if arriving:
                 self.send(*arriving)
             return self.inlet.fetch(subject, patience)
         finally:
-            self.inlet.let_go(subject)
+            self.inlet.let_go(holder)
 
     def reaches(self, *subjects: str) -> None:
         wait_until(lambda: len(self.delivered) >= len(subjects), f"{subjects} at the loop")
@@ -157,14 +165,36 @@ def test_who_has_waited_in_vain_leaves_reading_to_the_loop(line: Line) -> None:
     line.reaches("mine")
 
 
-def test_who_holds_on_for_too_long_keeps_nobody_waiting(line: Line) -> None:
-    for number in range(1, 4):
-        line.inlet.hold("idle")
+@pytest.mark.parametrize("waits", [True, False], ids=["is kept from it", "has been stopped"])
+def test_who_holds_on_for_too_long_keeps_nobody_waiting(line: Line, *, waits: bool) -> None:
+    holders = [Holder(waits=waits) for _ in range(3)]
+    for number, holder in enumerate(holders, 1):
+        line.inlet.hold(holder)
         line.send(msg("a"))
         line.reaches(*["a"] * number)
-    for _ in range(3):
-        line.inlet.let_go("idle")
+    for holder in holders:
+        line.inlet.let_go(holder)
     assert line.fetch("mine", msg("mine"))
+
+
+def test_who_comes_late_to_what_he_has_begun_keeps_nobody_waiting(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
+    switch = line.inlet._switch
+
+    def slow_switch(events: int) -> None:
+        monkeypatch.setattr(line.inlet, "_switch", switch)
+        line.fetch("nothing", patience=0.35)  # a signal handler runs, for longer than anybody may hold the bell
+        switch(events)
+        wait_for_the_loop(line, "a")  # and here the next one
+
+    monkeypatch.setattr(line.inlet, "_switch", slow_switch)
+    line.fetch("mine", patience=0.01)
+    assert line.delivered == ["a"]
+
+
+def test_who_was_stopped_while_he_held_on_is_forgotten(line: Line) -> None:
+    line.inlet.hold(Holder(waits=False))
+    wait_until(lambda: not line.inlet._guarded and not line.inlet._holders, "nothing is scheduled")
+    assert line.inlet._suspect is None
 
 
 def test_the_loop_sleeps_on_when_nobody_uses_it_any_more(line: Line) -> None:
@@ -175,7 +205,7 @@ def test_the_loop_sleeps_on_when_nobody_uses_it_any_more(line: Line) -> None:
 @pytest.mark.parametrize("held", [False, True], ids=["free", "held"])
 def test_the_end_of_the_connection_reaches_the_transport(line: Line, *, held: bool) -> None:
     if held:
-        line.inlet.hold("idle")
+        line.inlet.hold(Holder())
     line.send(msg("a"))
     line.far.close()
     assert line.lost.wait(LONG)
