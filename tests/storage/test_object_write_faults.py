@@ -126,17 +126,20 @@ def memory(connection: Connection, name: str) -> Iterator[ObjectBucket]:
 
 def test_upload_outlasts_many_broken_connections(cut: ObjectBucket, proxy: CutProxy, memory: ObjectBucket) -> None:
     memory.put("k", b"old")
-    cuts = [(5, True), (12, False), (13, True), (30, False), (31, False)]
+    cuts = {5: True, 12: False, 13: True, 30: False, 31: False}
 
     class Cutting(io.BytesIO):
         def read(self, size: int | None = -1, /) -> bytes:
             number = self.tell() // CHUNK
-            if cuts and number >= cuts[0][0]:
-                proxy.cut_at(b".C.", after=cuts.pop(0)[1])
+            if number - 1 in cuts:
+                earlier = sum(1 for cut in cuts if cut < number)
+                wait_until(lambda: proxy.cuts == earlier, "the chunk before this one breaks the connection")
+            if number in cuts:
+                proxy.cut_at(b".C.", after=cuts[number])
             return super().read(size)
 
     cut.put_reader("k", Cutting(CONTENT), timeout=20)
-    assert proxy.cuts > 2
+    assert proxy.cuts == len(cuts)
     assert memory.get("k") == CONTENT
     assert list(chunk_subjects(memory).values()) == [40]
 
