@@ -26,6 +26,7 @@ from mono_sync import (
     OperationTimeoutError,
     StorageError,
 )
+from mono_sync.connection import JetStream
 from tests.fixtures.servers import RunNatsServer
 from tests.fixtures.waiting import wait_until
 from tests.storage.conftest import NewObjects
@@ -310,7 +311,7 @@ def test_objects_expire_with_the_ttl_of_the_bucket(any_new_objects: NewObjects, 
     objects.put("small", b"v")
     assert objects.get("k") is not None
     wait_until(lambda: objects.get("k") is None and objects.get("small") is None, "objects expire", timeout=5)
-    assert objects.list() == []
+    wait_until(lambda: objects.list() == [], "what describes them, which is younger", timeout=5)
     assert not objects.exists("k")
     objects.put("k", b"again")
     assert objects.get("k") == b"again"
@@ -340,6 +341,23 @@ def test_object_whose_chunks_have_expired_before_its_description_is_missing(new_
     raw.api("STREAM.PURGE.{stream}", {"seq": 3})  # as expiry does: from the front
     assert raw.state["first_seq"] == info.revision - 1
     assert objects.get("k", b"d") == b"d"
+
+
+def test_object_that_goes_on_expiring_while_that_is_found_out_is_missing(
+    new_objects: NewObjects, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    objects = new_objects(ttl=100)
+    objects.put("k", _content(20 * CHUNK))
+    raw = raw_objects(objects)
+    raw.api("STREAM.PURGE.{stream}", {"seq": 3})
+    next_of = JetStream.next_of
+
+    def late(*args: Any) -> Any:
+        raw.api("STREAM.PURGE.{stream}", {"seq": 9})
+        return next_of(*args)
+
+    monkeypatch.setattr(JetStream, "next_of", late)
+    assert objects.get("k") is None
 
 
 # --- what other clients may have stored

@@ -126,11 +126,11 @@ class Reading(Catalog):
         raise DigestMismatchError(self._name, info.name, f"{count} of {info.chunks} chunks are left")
 
     def _has_lost_its_beginning(self, info: ObjectInfo, count: int, first_of_stream: int, deadline: Deadline) -> bool:
-        """Return whether the chunks that are left are the last ones, as far as can be told."""
+        """Return whether chunks that were left, and counted, a moment ago are the last ones, as far as can be told."""
         first = self._jetstream.next_of(self._stream, f"$O.{self._name}.C.{info.nuid}", 1, deadline)
         if first is None:
             return True
         number = number_of_chunk(first)
         if number is not None:
-            return number > 0 and count == info.chunks - number
+            return number > 0 and count >= info.chunks - number  # more: it has lost some of them since
         return count == 1 or first_of_stream > info.revision - info.chunks
