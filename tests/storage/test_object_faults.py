@@ -379,13 +379,16 @@ def test_an_interrupt_ends_a_put_on_a_stalled_server_at_once(run_nats_server: Ru
 
 
 @pytest.mark.parametrize("timeout", [0.005, 0.02, 0.05])
-def test_put_that_times_out_on_a_running_server_leaves_no_chunks(any_objects: ObjectBucket, timeout: float) -> None:
+def test_put_that_times_out_on_a_running_server_leaves_no_chunks_or_says_so(
+    any_objects: ObjectBucket, timeout: float, caplog: pytest.LogCaptureFixture
+) -> None:
     any_objects.put("k", b"old")
     for _ in range(3):
         with pytest.raises(OperationTimeoutError):
             any_objects.put("k", bytes(100_000_000), timeout=timeout)
         assert any_objects.get("k") == b"old"
-        wait_until(lambda: len(chunk_subjects(any_objects)) == 1, "the chunks are removed")
+        left = caplog.text.count("may be left behind")  # a busy server may take longer than the moment that there is
+        wait_until(lambda: len(chunk_subjects(any_objects)) <= 1 + left, "the chunks are removed")  # noqa: B023
 
 
 # --- large objects
