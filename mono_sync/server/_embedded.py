@@ -2,34 +2,18 @@
 
 from __future__ import annotations
 
-import atexit
 import os
 import threading
 import warnings
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from mono_sync.errors import ClosedError, ForkedError, ServerError
-from mono_sync.server import _supervisor, _watchdog
 from mono_sync.server._config import EmbeddedServerConfig
-from mono_sync.server._supervisor import Supervisor
 
-_hooks_lock = threading.Lock()
-_hooks_installed = False
-
-
-def _install_hooks() -> None:
-    global _hooks_installed  # noqa: PLW0603  # once per process, and not at import
-    with _hooks_lock:
-        if not _hooks_installed:
-            atexit.register(_supervisor.stop_all)
-            os.register_at_fork(
-                before=_watchdog.before_fork,
-                after_in_parent=_watchdog.after_fork_in_parent,
-                after_in_child=_supervisor.forget_all,
-            )
-            _hooks_installed = True
+if TYPE_CHECKING:  # the first start pays for it
+    from mono_sync.server._supervisor import Supervisor
 
 
 class EmbeddedServer:
@@ -66,6 +50,8 @@ class EmbeddedServer:
             ClosedError: it was stopped, before or during the start.
             ForkedError: it was started by the parent process.
         """
+        from mono_sync.server._supervisor import Supervisor, install_hooks  # noqa: PLC0415  # who starts none needs none
+
         self._check_process()
         begun = None
         try:
@@ -73,7 +59,7 @@ class EmbeddedServer:
                 if self._stopped:
                     raise ClosedError("the embedded server was stopped; make a new one")
                 if self._supervisor is None:
-                    _install_hooks()
+                    install_hooks()
                     begun = self._supervisor = Supervisor(self._config)
                     begun.start()
                 supervisor = self._supervisor

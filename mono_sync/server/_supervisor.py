@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import logging
 import os
@@ -380,7 +381,25 @@ def _call_at_end(pid: int, call: Callable[[], None]) -> None:
     call()
 
 
+# --- the end of this process, and its forks -------------------------------------------------------------------------
+
 _live: Final[set[Supervisor]] = set()
+_hooks_lock = threading.Lock()
+_hooks_installed = False
+
+
+def install_hooks() -> None:
+    """See to it that no server outlives this process, and that forked children leave what runs alone."""
+    global _hooks_installed  # noqa: PLW0603  # once per process, and not at import
+    with _hooks_lock:
+        if not _hooks_installed:
+            atexit.register(stop_all)
+            os.register_at_fork(
+                before=_watchdog.before_fork,
+                after_in_parent=_watchdog.after_fork_in_parent,
+                after_in_child=forget_all,
+            )
+            _hooks_installed = True
 
 
 def stop_all() -> None:
