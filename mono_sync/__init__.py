@@ -5,23 +5,11 @@ Importing this package starts nothing: no thread, socket, process or file before
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+from mono_sync import _lazy
 from mono_sync._durations import Deadline
 from mono_sync.adapter import ConnectionConfig, Message, ServerInfo
-from mono_sync.application import (
-    ApplicationHealth,
-    ApplicationState,
-    DependentModule,
-    HealthCheckableModule,
-    HealthStatus,
-    MiddlewareModule,
-    Module,
-    ModuleHealth,
-    ModuleLifecycleEvent,
-    MonoApplication,
-    PluginModule,
-    ServiceProviderModule,
-    UsePluginModule,
-)
 from mono_sync.client import Connection, connect
 from mono_sync.connection import ConnectionState
 from mono_sync.errors import (
@@ -92,33 +80,84 @@ from mono_sync.errors import (
     ValueTooLargeError,
 )
 from mono_sync.loop import LoopThread
-from mono_sync.messaging import ServiceContainer
-from mono_sync.plugins import FSJetStreamPlugin, KVJetStreamPlugin
 from mono_sync.recipes import BoundedRetry, Lock, RetryAttempt, RetryDetails, RetryHook, RetryPolicy, retries
 from mono_sync.server import EmbeddedServer, EmbeddedServerConfig
 from mono_sync.storage import (
     BucketStatus,
     Codec,
     Entry,
-    FileStoragePort,
     Folder,
     FSBucketConfig,
     JSONCodec,
     KVBucket,
     KVBucketConfig,
-    KVStoragePort,
-    ObjectBucket,
     ObjectInfo,
-    ObjectReader,
-    ObjectWriter,
     Operation,
-    ProgressBar,
     TextCodec,
-    TextObjectWriter,
     Transaction,
     TypedBucket,
     Watcher,
 )
+
+if TYPE_CHECKING:
+    from mono_sync.application import (
+        ApplicationHealth,
+        ApplicationState,
+        DependentModule,
+        HealthCheckableModule,
+        HealthStatus,
+        MiddlewareModule,
+        Module,
+        ModuleHealth,
+        ModuleLifecycleEvent,
+        MonoApplication,
+        PluginModule,
+        ServiceProviderModule,
+        UsePluginModule,
+    )
+    from mono_sync.messaging import ServiceContainer
+    from mono_sync.plugins import FSJetStreamPlugin, KVJetStreamPlugin
+    from mono_sync.storage import (
+        FileStoragePort,
+        KVStoragePort,
+        ObjectBucket,
+        ObjectReader,
+        ObjectWriter,
+        ProgressBar,
+        TextObjectWriter,
+    )
+else:  # who only needs a connection and its key-value buckets does not wait for these
+    __getattr__, __dir__ = _lazy.on_demand(
+        __name__,
+        {
+            "mono_sync.application": (
+                "ApplicationHealth",
+                "ApplicationState",
+                "DependentModule",
+                "HealthCheckableModule",
+                "HealthStatus",
+                "MiddlewareModule",
+                "Module",
+                "ModuleHealth",
+                "ModuleLifecycleEvent",
+                "MonoApplication",
+                "PluginModule",
+                "ServiceProviderModule",
+                "UsePluginModule",
+            ),
+            "mono_sync.messaging": ("ServiceContainer",),
+            "mono_sync.plugins": ("FSJetStreamPlugin", "KVJetStreamPlugin"),
+            "mono_sync.storage": (
+                "FileStoragePort",
+                "KVStoragePort",
+                "ObjectBucket",
+                "ObjectReader",
+                "ObjectWriter",
+                "ProgressBar",
+                "TextObjectWriter",
+            ),
+        },
+    )
 
 __version__ = "0.1.0"
 

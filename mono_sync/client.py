@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Unpack
 
+from mono_sync import storage
 from mono_sync._durations import DEFAULT, Timeout
 from mono_sync.adapter import ConnectionConfig, ConnectionOptions
 from mono_sync.connection import CoreConnection
 from mono_sync.errors import ConfigurationError
 from mono_sync.server import EmbeddedServer, EmbeddedServerConfig
-from mono_sync.storage import FSBucketConfig, KVBucket, KVBucketConfig, ObjectBucket
+from mono_sync.storage import FSBucketConfig, KVBucket, KVBucketConfig
 
 SERVERS_VARIABLE = "MONO_SYNC_SERVERS"
 
@@ -52,7 +53,7 @@ class Connection(CoreConnection):
         """
         return KVBucket.bind(self, bucket, stale_reads=stale_reads, timeout=timeout)
 
-    def objects(self, bucket: str | FSBucketConfig, *, timeout: Timeout = DEFAULT) -> ObjectBucket:
+    def objects(self, bucket: str | FSBucketConfig, *, timeout: Timeout = DEFAULT) -> storage.ObjectBucket:
         """Open an object bucket: an existing one by its name, or by a configuration, which creates or updates it.
 
         Use the name unless you own the bucket. A configuration sets every option, those left out to their defaults: on
@@ -64,7 +65,7 @@ class Connection(CoreConnection):
             BucketConfigError: the server refuses the configuration.
             UnsupportedByServerError: the server is too old for an option.
         """
-        return ObjectBucket.bind(self, bucket, timeout=timeout)
+        return storage.ObjectBucket.bind(self, bucket, timeout=timeout)
 
 
 def connect(

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "mono_sync"
 
 LAYERS: tuple[tuple[str, ...], ...] = (  # lowest first; a module belongs to the longest prefix that fits
-    ("mono_sync.errors", "mono_sync._durations", "mono_sync._threads"),
+    ("mono_sync.errors", "mono_sync._durations", "mono_sync._lazy", "mono_sync._threads"),
     ("mono_sync.server",),
     ("mono_sync.loop",),
     ("mono_sync.adapter",),
@@ -127,6 +127,11 @@ def test_modules_do_not_import_each_other_in_a_circle() -> None:
 def test_only_the_adapter_client_imports_nats() -> None:
     users = {module for module in FILES if any(found.target == "nats" for found in IMPORTS[module])}
     assert users <= {"mono_sync.adapter.client"}
+
+
+def test_only_names_on_demand_and_tenacity_are_imported_where_these_tests_cannot_see_it() -> None:
+    users = {module for module, path in FILES.items() if "import_module" in path.read_text("utf-8")}
+    assert users == {"mono_sync._lazy", "mono_sync.recipes._retry"}  # for the first, see test_imports.py
 
 
 @pytest.mark.parametrize("module", FILES)
