@@ -73,7 +73,7 @@ class BatchRefusedError(Exception):
         super().__init__(index, reason, actual)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False, repr=False)
 class _Batch:
     """One batch, from its first attempt to its end."""
 

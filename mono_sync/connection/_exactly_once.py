@@ -57,7 +57,7 @@ Unsent: TypeAlias = tuple[str, bytes, str]
 """Subject and payload of a message, and what to call its writing in errors."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False, repr=False)
 class Write:
     """One write, from its first attempt to its end."""
 

@@ -41,7 +41,7 @@ _MARKER_TTL = 15 * 60
 _MARKER_TTL_WITH_HISTORY = 1  # the server lets no message with history expire sooner than its marker would
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)  # its two kinds have their own
 class BucketConfig:
     """What both kinds of buckets have; use `KVBucketConfig` or `FSBucketConfig`."""
 

@@ -14,7 +14,7 @@ from mono_sync.storage._watcher import Watcher
 from mono_sync.storage.kv._modify import Modifications
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False, repr=False)
 class WatchOptions:
     """What a watcher begins with and leaves out; see `Watches.watch`.
 
