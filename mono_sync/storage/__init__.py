@@ -5,20 +5,30 @@ from typing import TYPE_CHECKING
 from mono_sync import _lazy
 from mono_sync.storage._codec import Codec, JSONCodec, TextCodec
 from mono_sync.storage._config import BucketConfig, FSBucketConfig, KVBucketConfig
-from mono_sync.storage._values import BucketStatus, Entry, Folder, ObjectInfo, Operation
+from mono_sync.storage._values import BucketStatus, Entry, Operation
 from mono_sync.storage._watcher import Watcher
 from mono_sync.storage.kv import KVBucket, Transaction, TypedBucket
 
 if TYPE_CHECKING:
     from mono_sync.storage._ports import FileStoragePort, KVStoragePort
-    from mono_sync.storage.objects import ObjectBucket, ObjectReader, ObjectWriter, ProgressBar, TextObjectWriter
+    from mono_sync.storage.objects import (
+        Folder,
+        ObjectBucket,
+        ObjectInfo,
+        ObjectReader,
+        ObjectWriter,
+        ProgressBar,
+        TextObjectWriter,
+    )
 else:  # the first object bucket imports them
     __getattr__, __dir__ = _lazy.on_demand(
         __name__,
         {
             "mono_sync.storage._ports": ("FileStoragePort", "KVStoragePort"),
             "mono_sync.storage.objects": (
+                "Folder",
                 "ObjectBucket",
+                "ObjectInfo",
                 "ObjectReader",
                 "ObjectWriter",
                 "ProgressBar",

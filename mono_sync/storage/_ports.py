@@ -9,8 +9,9 @@ from typing_extensions import TypeVar
 
 from mono_sync._durations import DEFAULT, Duration, Timeout
 from mono_sync.adapter import Payload
-from mono_sync.storage._values import BucketStatus, Entry, Folder, ObjectInfo
+from mono_sync.storage._values import BucketStatus, Entry
 from mono_sync.storage._watcher import Watcher
+from mono_sync.storage.objects._info import Folder, ObjectInfo
 from mono_sync.storage.objects._progress import Progress
 from mono_sync.storage.objects._source_file import Readable
 

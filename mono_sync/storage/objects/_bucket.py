@@ -6,8 +6,8 @@ import io
 from typing import overload
 
 from mono_sync._durations import DEFAULT, Duration, Timeout
-from mono_sync.storage._values import ObjectInfo
 from mono_sync.storage.objects._describing import Describing
+from mono_sync.storage.objects._info import ObjectInfo
 from mono_sync.storage.objects._meta import Headers, Metadata
 from mono_sync.storage.objects._modes import (
     BinaryReading,

@@ -11,8 +11,9 @@ from mono_sync.errors import ObjectNotFoundError
 from mono_sync.storage._bucket import Bucket, check_revision, check_subject_length
 from mono_sync.storage._config import BucketConfig, FSBucketConfig
 from mono_sync.storage._names import check_object_name, decode_object_name, encode_object_name
-from mono_sync.storage._values import BucketStatus, Entry, Folder, ObjectInfo, Operation
+from mono_sync.storage._values import BucketStatus, Entry, Operation
 from mono_sync.storage._watcher import Watcher
+from mono_sync.storage.objects._info import Folder, ObjectInfo
 from mono_sync.storage.objects._meta import is_deletion, read_info
 
 _Infos: TypeAlias = list[ObjectInfo]  # in the class, list is a method

@@ -20,7 +20,7 @@ from mono_sync.errors import (
     RevisionMismatchError,
     StorageError,
 )
-from mono_sync.storage._values import ObjectInfo
+from mono_sync.storage.objects._info import ObjectInfo
 from mono_sync.storage.objects._meta import read_meta
 from mono_sync.storage.objects._sink import Sinks, clean_up_deadline
 

@@ -31,7 +31,7 @@ from mono_sync.errors import (
 from mono_sync.storage._bucket import Bucket, check_revision
 from mono_sync.storage._config import FSBucketConfig
 from mono_sync.storage._names import check_bucket_name
-from mono_sync.storage._values import ObjectInfo
+from mono_sync.storage.objects._info import ObjectInfo
 from mono_sync.storage.objects._lifetime import expires_by_itself, remaining
 from mono_sync.storage.objects._meta import (
     Headers,

@@ -9,7 +9,7 @@ from typing import NamedTuple, Protocol
 
 from mono_sync._durations import Deadline
 from mono_sync.connection import Delivery, DeliveryLostError
-from mono_sync.storage._values import ObjectInfo
+from mono_sync.storage.objects._info import ObjectInfo
 
 _HEADERS_UNDER_WAY = 1024
 

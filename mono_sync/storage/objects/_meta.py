@@ -13,7 +13,7 @@ from typing import TypeAlias
 from mono_sync.adapter import Payload, check_header
 from mono_sync.connection import Json, StoredMessage, parse_time
 from mono_sync.errors import StorageError, ValueTooLargeError
-from mono_sync.storage._values import ObjectInfo
+from mono_sync.storage.objects._info import ObjectInfo
 
 Headers: TypeAlias = Mapping[str, str | Sequence[str]]
 Metadata: TypeAlias = Mapping[str, str]

@@ -8,8 +8,8 @@ from typing import Self, TypeVar, overload
 
 from mono_sync._durations import DEFAULT, Deadline, Timeout
 from mono_sync.errors import DigestMismatchError, ObjectChangedError, ObjectNotFoundError, StorageError
-from mono_sync.storage._values import ObjectInfo
 from mono_sync.storage.objects._catalog import Catalog
+from mono_sync.storage.objects._info import ObjectInfo
 from mono_sync.storage.objects._reader import ObjectReader
 from mono_sync.storage.objects._sink import number_of_chunk
 from mono_sync.storage.objects._source import Source

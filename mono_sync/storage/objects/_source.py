@@ -12,7 +12,7 @@ from typing import Final, TypeAlias, TypeVar
 from mono_sync._durations import Deadline
 from mono_sync.connection import CoreConnection, Delivery, DeliveryLostError, JetStream
 from mono_sync.errors import ConnectionLostError, DigestMismatchError, OperationTimeoutError
-from mono_sync.storage._values import ObjectInfo
+from mono_sync.storage.objects._info import ObjectInfo
 from mono_sync.storage.objects._layout import START, Layout, Place, measure, seek
 
 T = TypeVar("T")

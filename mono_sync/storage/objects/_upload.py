@@ -11,7 +11,7 @@ from mono_sync._durations import Deadline
 from mono_sync.adapter import Message
 from mono_sync.connection import Json, StoredMessage
 from mono_sync.errors import StorageError, UploadLostError
-from mono_sync.storage._values import ObjectInfo
+from mono_sync.storage.objects._info import ObjectInfo
 from mono_sync.storage.objects._meta import digest_of, new_time, to_info
 from mono_sync.storage.objects._progress import Reporter
 from mono_sync.storage.objects._resuming import Found, prefix_header

@@ -16,7 +16,7 @@ from typing_extensions import Buffer
 
 from mono_sync._durations import Deadline, Timeout
 from mono_sync.errors import ForkedError, StorageError
-from mono_sync.storage._values import ObjectInfo
+from mono_sync.storage.objects._info import ObjectInfo
 from mono_sync.storage.objects._upload import Upload
 
 

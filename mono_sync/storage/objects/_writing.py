@@ -10,8 +10,8 @@ from mono_sync.adapter import Payload, check_payload
 from mono_sync.connection import CoreConnection, Json, StoredMessage, direct_question
 from mono_sync.errors import ObjectExistsError
 from mono_sync.storage._config import MAX_SECONDS
-from mono_sync.storage._values import ObjectInfo
 from mono_sync.storage.objects._committing import Commit, Condition
+from mono_sync.storage.objects._info import ObjectInfo
 from mono_sync.storage.objects._meta import (
     Headers,
     Metadata,
