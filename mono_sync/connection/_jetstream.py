@@ -189,25 +189,6 @@ class JetStream:
             raise
         return found
 
-    def last_of_each(
-        self, stream: str, subject: str, deadline: Deadline, *, direct: bool, headers_only: bool = False
-    ) -> list[StoredMessage]:
-        """Return the newest message of every subject that matches, in the order of the stream.
-
-        A subject that has messages during the whole call is there, however much is written meanwhile. A consumer alone
-        does not give that: under concurrent writes servers miscount what is pending, and so end too early.
-        """
-        subjects = self.subjects(stream, subject, deadline)
-        if not subjects:
-            return []
-        messages = self.pull_all(stream, subject, deadline, policy="last_per_subject", headers_only=headers_only)
-        newest = {message.subject: message for message in messages}
-        for left_out in subjects - newest.keys():
-            message = self.last(stream, left_out, direct=direct, deadline=deadline)
-            if message is not None:
-                newest[left_out] = message
-        return sorted(newest.values(), key=lambda message: message.sequence)
-
     def subjects(self, stream: str, subject: str, deadline: Deadline) -> set[str]:
         """Return the subjects that match and have messages."""
         subjects: set[str] = set()

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from time import sleep
 from typing import Final, NamedTuple
 
 from mono_sync._durations import Deadline
@@ -16,7 +17,7 @@ from mono_sync.connection._answers import Json, StoredMessage, parse_time, place
 from mono_sync.connection._connection import CoreConnection
 from mono_sync.connection._jetstream import NO_MESSAGE, JetStream, direct_question
 from mono_sync.connection._pipeline import ask_each
-from mono_sync.errors import ConnectionLostError
+from mono_sync.errors import ConnectionLostError, OperationTimeoutError
 
 _MULTI: Final = "2.11.0"  # servers from here on answer for many subjects at a time
 _MULTI_IN_ONE_MOMENT: Final = "2.15.0"  # older ones may overlook a subject that is written at this moment
@@ -27,6 +28,7 @@ _BYTES_UNDER_WAY: Final = 8 << 20  # threads share a connection
 _LARGEST_WINDOW: Final = 128
 _PATIENCE: Final = 1.0
 _PULL: Final = 4096
+_PAUSE: Final = 0.1
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -169,6 +171,48 @@ class StreamReader:
 
     # --- of all subjects that match
 
+    def newest_of_each(self, pattern: str, deadline: Deadline, *, from_leader: bool) -> list[StoredMessage]:
+        """Return the newest message of every subject that matches, in the order of the stream.
+
+        A subject that has messages during the whole call is there, however much is written meanwhile. A consumer alone
+        does not give that: under concurrent writes servers miscount what is pending, and so end too early.
+
+        Args:
+            pattern: subject, perhaps with wildcards.
+            deadline: total.
+            from_leader: let nothing be missing that the leader knows when the call begins.
+        """
+        subjects = self._jetstream.subjects(self._stream, pattern, deadline)
+        if not subjects:
+            return []
+        last = self._last_sequence(pattern, deadline) if from_leader else 0
+        messages = self._jetstream.pull_all(self._stream, pattern, deadline, policy="last_per_subject")
+        newest = {message.subject: message for message in messages} if _reaches(messages, last) else {}
+        for subject, answer in self._ask_leader(subjects - newest.keys(), deadline):
+            newest[subject] = read_raw(answer)
+        return sorted(newest.values(), key=lambda message: message.sequence)
+
+    def all_in_order(self, pattern: str, deadline: Deadline) -> list[StoredMessage]:
+        """Return all that a stream has of the subjects that match, nothing missing that the leader knows now."""
+        while True:
+            last = self._last_sequence(pattern, deadline)
+            messages = self._jetstream.pull_all(self._stream, pattern, deadline, policy="all")
+            if _reaches(messages, last):
+                return messages
+            self._wait_for_replica(deadline)
+
+    def _last_sequence(self, pattern: str, deadline: Deadline) -> int:
+        """Return the sequence of the newest message that the leader has of the subjects that match; 0: it has none."""
+        last = self._jetstream.get_raw(self._stream, {"last_by_subj": pattern}, deadline)
+        return 0 if last is None else int(last["seq"])
+
+    def _wait_for_replica(self, deadline: Deadline) -> None:
+        """Wait a moment, until a replica that lags behind has caught up, or another one is asked."""
+        remaining = deadline.remaining
+        if remaining is not None and remaining <= _PAUSE:
+            raise OperationTimeoutError(self._operation, deadline.timeout, sent=False)
+        sleep(_PAUSE)
+
     def list_newest(self, pattern: str, deadline: Deadline, *, from_leader: bool) -> list[Listed]:
         """Return the newest message of every subject that matches, without payloads, in the order of the stream.
 
@@ -182,15 +226,15 @@ class StreamReader:
         subjects = self._jetstream.subjects(self._stream, pattern, deadline)
         if not subjects:
             return []
-        last = self._jetstream.get_raw(self._stream, {"last_by_subj": pattern}, deadline) if from_leader else None
+        last = self._last_sequence(pattern, deadline) if from_leader else 0
         newest: dict[str, Listed] = {}
         delivered = False
         while not delivered:
             with suppress(ConnectionLostError):  # it takes the consumer along: another one begins anew
                 newest.update(self._deliver(pattern, deadline))
                 delivered = True
-        if last is not None and last["seq"] > max((listed.sequence for listed in newest.values()), default=0):
-            newest.clear()  # the consumer lives on a replica that lags behind
+        if not _reaches(newest.values(), last):
+            newest.clear()
         # Under concurrent writes servers miscount what is pending, and so a consumer ends too early.
         for subject, answer in self._ask_leader(subjects - newest.keys(), deadline):
             nanoseconds = (parse_time(answer["time"]) - _EPOCH) // timedelta(microseconds=1) * 1000
@@ -228,6 +272,11 @@ class StreamReader:
                 answer = self._jetstream.api(f"STREAM.PURGE.{self._stream}", query, deadline)
             removed += answer["purged"] > 0
         return removed
+
+
+def _reaches(messages: Iterable[StoredMessage | Listed], sequence: int) -> bool:
+    """Return whether what a consumer delivered reaches to a sequence; else it lives on a replica that lags behind."""
+    return max((message.sequence for message in messages), default=0) >= sequence
 
 
 def _window(limit: int) -> Callable[[int], int]:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import ClassVar, TypeAlias, overload
 
 from mono_sync._durations import DEFAULT, Deadline, Timeout
-from mono_sync.connection import CoreConnection, Json, StoredMessage
+from mono_sync.connection import CoreConnection, Json, StoredMessage, StreamReader
 from mono_sync.errors import ObjectNotFoundError
 from mono_sync.storage._bucket import Bucket, check_revision, check_subject_length
 from mono_sync.storage._config import BucketConfig, FSBucketConfig
@@ -27,6 +27,9 @@ class Catalog(Bucket[FSBucketConfig]):
 
     def __init__(self, connection: CoreConnection, name: str, info: Json, *, stale_reads: bool) -> None:
         super().__init__(connection, name, info, stale_reads=stale_reads)
+        self._replicated = info["config"]["num_replicas"] > 1
+        self._lists_from_leader = self._replicated and not stale_reads
+        self._reader = StreamReader(connection, self._jetstream, self._stream)
         self._expires = bool(info["config"].get("max_age"))
         self._descriptions = f"$O.{name}.M."
 
@@ -68,7 +71,8 @@ class Catalog(Bucket[FSBucketConfig]):
             raise TypeError(f"a delimiter must be a str, not {type(delimiter).__name__}")
         if delimiter == "":
             raise ValueError("a delimiter must not be empty")
-        messages = self._all_descriptions(self._deadline(timeout), "listing objects")
+        deadline, from_leader = self._deadline(timeout), self._lists_from_leader
+        messages = self._all_descriptions(deadline, "listing objects", from_leader=from_leader)
         infos = (read_info(self._name, message) for message in messages)
         found = [info for info in infos if info is not None and info.name.startswith(prefix)]
         found.sort(key=lambda info: info.name)
@@ -81,7 +85,7 @@ class Catalog(Bucket[FSBucketConfig]):
         """
         deadline = self._deadline(timeout)
         status = super().status(timeout=deadline)
-        messages = self._all_descriptions(deadline, "status")
+        messages = self._all_descriptions(deadline, "status", from_leader=self._lists_from_leader)
         deleted = sum(is_deletion(self._name, message) for message in messages)
         return replace(status, objects=len(messages) - deleted, tombstones=deleted)
 
@@ -156,9 +160,9 @@ class Catalog(Bucket[FSBucketConfig]):
             message = self._last_meta(key, deadline, direct=self._direct if direct is None else direct)
         return None if message is None else read_info(self._name, message)
 
-    def _all_descriptions(self, deadline: Deadline, doing: str) -> _Messages:
+    def _all_descriptions(self, deadline: Deadline, doing: str, *, from_leader: bool) -> _Messages:
         with self._errors(deadline, doing):
-            return self._jetstream.last_of_each(self._stream, f"{self._descriptions}>", deadline, direct=self._direct)
+            return self._reader.newest_of_each(f"{self._descriptions}>", deadline, from_leader=from_leader)
 
     def _change(self, entry: Entry) -> Entry[ObjectInfo | None] | None:
         """Return what the message of an entry did to an object; None: it concerns none."""

@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from mono_sync._durations import Deadline, Duration, to_seconds
-from mono_sync.connection import ExactlyOnce, JetStream, Json, StoredMessage, is_conflict, parse_time
+from mono_sync.connection import ExactlyOnce, JetStream, Json, StoredMessage, StreamReader, is_conflict, parse_time
 from mono_sync.errors import JetStreamAPIError
 
 _log = logging.getLogger("mono_sync.storage")
@@ -50,11 +50,14 @@ class Sweep:
     3. Only then the descriptions are read once more. What one of them refers to by now loses its mark again; the rest
        is removed.
 
+    What a replica says that lags behind the leader does not count: it may not know the descriptions of many hours.
+
     A description comes soon after the last chunk, or never. An old last chunk without one will not get one any more.
 
     Args:
         jetstream: the API.
         writer: the stream.
+        reader: reads much of it.
         bucket: name of the bucket.
         stream: name of the stream.
         grace: for how long the newest chunk of an upload is let alone.
@@ -65,6 +68,7 @@ class Sweep:
         self,
         jetstream: JetStream,
         writer: ExactlyOnce,
+        reader: StreamReader,
         *,
         bucket: str,
         stream: str,
@@ -73,6 +77,7 @@ class Sweep:
     ) -> None:
         self._jetstream = jetstream
         self._writer = writer
+        self._reader = reader
         self._bucket = bucket
         self._stream = stream
         self._grace = grace
@@ -131,9 +136,8 @@ class Sweep:
         Of an object that is renamed meanwhile both names could be missed by the first. But in the order of the stream
         the new description is behind the one that it replaces, and so still to come when that is gone.
         """
-        newest = self._jetstream.last_of_each(self._stream, self._descriptions, self._deadline, direct=False)
-        in_order = self._jetstream.pull_all(self._stream, self._descriptions, self._deadline, policy="all")
-        return newest + in_order
+        newest = self._reader.newest_of_each(self._descriptions, self._deadline, from_leader=True)
+        return newest + self._reader.all_in_order(self._descriptions, self._deadline)
 
     # --- marks
 

@@ -48,7 +48,6 @@ class Writing(Reading):
 
     def __init__(self, connection: CoreConnection, name: str, info: Json, *, stale_reads: bool) -> None:
         super().__init__(connection, name, info, stale_reads=stale_reads)
-        self._replicated = info["config"]["num_replicas"] > 1
         self._sinks = Sinks(
             connection,
             self._jetstream,
@@ -209,7 +208,13 @@ class Writing(Reading):
         grace = check_grace(older_than)
         deadline = self._deadline(timeout)
         sweep = Sweep(
-            self._jetstream, self._writer, bucket=self._name, stream=self._stream, grace=grace, deadline=deadline
+            self._jetstream,
+            self._writer,
+            self._reader,
+            bucket=self._name,
+            stream=self._stream,
+            grace=grace,
+            deadline=deadline,
         )
         with self._errors(deadline, "sweeping"):
             return sweep.run()
@@ -307,7 +312,9 @@ class Writing(Reading):
                 stored = to_info(self._name, meta, newest.sequence)
                 return None
             found = resumption.find()
-            if found is not None and name in described_in(self._all_descriptions(deadline, "storing object")):
+            if found is not None and name in described_in(
+                self._all_descriptions(deadline, "storing object", from_leader=True)
+            ):
                 raise ChunksLostError("this resume stands for an object that is stored under another name")
             while found is not None and found.complete and found.idle > COMMIT_TIME:
                 resumption.take_back(found)
