@@ -47,6 +47,11 @@ def is_conflict(error: JetStreamAPIError) -> bool:
     return error.err_code in _WRONG_LAST_SEQUENCE
 
 
+def is_under_way(error: JetStreamAPIError) -> bool:
+    """Return whether a cluster refused because the message, or another one of its subject, is on its way already."""
+    return error.err_code in _UNDER_WAY
+
+
 def actual_revision(error: JetStreamAPIError) -> int | None:
     """Return the revision that the server named instead of the expected one."""
     match = _ACTUAL.search(error.description)
@@ -224,7 +229,7 @@ class ExactlyOnce:
         try:
             return read_ack(message, write.operation).sequence
         except JetStreamAPIError as error:
-            if error.err_code in _UNDER_WAY:
+            if is_under_way(error):
                 raise JetStreamUnavailableError(error.description, temporary=True) from error
             raise
 

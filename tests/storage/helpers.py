@@ -1,8 +1,9 @@
-"""The server's own view of a bucket, many threads at once, and connections that break at a chosen moment."""
+"""The server's own view of a bucket, many threads at once, and what breaks or happens at a chosen moment."""
 
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import socket
 import threading
@@ -146,6 +147,21 @@ def refused(kind: type[E], transaction: Transaction[V, W]) -> Iterator[tuple[Tra
     with pytest.raises(kind) as info:
         transaction.__exit__(None, None, None)
     caught.append(info.value)
+
+
+class Interrupting(io.BytesIO):
+    """A file in which something happens when it has been read up to a position."""
+
+    def __init__(self, content: bytes, at: int, action: Callable[[], object]) -> None:
+        super().__init__(content)
+        self._at = at
+        self._action: Callable[[], object] | None = action
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if self._action is not None and self.tell() >= self._at:
+            action, self._action = self._action, None
+            action()
+        return super().read(size)
 
 
 class CutProxy(Proxy):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -17,6 +17,7 @@ from mono_sync import (
     MonoError,
     ObjectBucket,
     OperationTimeoutError,
+    OutcomeUnknownError,
     UploadLostError,
 )
 from mono_sync.storage.objects import _sink
@@ -24,26 +25,11 @@ from mono_sync.storage.objects._writer import ObjectWriter
 from tests.fixtures.servers import RawServer, RunNatsServer
 from tests.fixtures.waiting import wait_until
 from tests.storage.conftest import NewObjects
-from tests.storage.helpers import CutProxy, chunk_subjects, raw_objects
+from tests.storage.helpers import CutProxy, Interrupting, chunk_subjects, raw_objects
 from tests.support.threads import Repeated
 
 CHUNK = 128 * 1024
 CONTENT = bytes(range(256)) * 512 * 40
-
-
-class Interrupting(io.BytesIO):
-    """A file in which something happens when it has been read up to a position."""
-
-    def __init__(self, content: bytes, at: int, action: Callable[[], object]) -> None:
-        super().__init__(content)
-        self._at = at
-        self._action: Callable[[], object] | None = action
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        if self._action is not None and self.tell() >= self._at:
-            action, self._action = self._action, None
-            action()
-        return super().read(size)
 
 
 # --- servers that die
@@ -154,6 +140,18 @@ def test_stream_outlasts_a_broken_connection(
             writer.write(CONTENT[start : start + 100_000])
     assert proxy.cuts == 1
     assert memory.get("k") == CONTENT
+
+
+@pytest.mark.parametrize("size", [5, 3 * CHUNK])
+def test_upload_whose_last_chunk_is_not_answered_in_time_is_known_not_to_be_stored(
+    cut: ObjectBucket, proxy: CutProxy, memory: ObjectBucket, size: int
+) -> None:
+    memory.put("k", b"old")
+    proxy.mute_at(b".C.", occurrence=-(-size // CHUNK))
+    with pytest.raises(OperationTimeoutError, match="storing object 'k' of bucket") as caught:
+        cut.put("k", bytes(size), timeout=0.5)
+    assert not isinstance(caught.value, OutcomeUnknownError)
+    assert memory.get("k") == b"old"
 
 
 def test_chunk_that_another_client_puts_between_ours_is_noticed_after_a_break(

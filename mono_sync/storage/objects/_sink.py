@@ -19,6 +19,7 @@ from mono_sync.connection import (
     StoredMessage,
     Write,
     is_conflict,
+    is_under_way,
     read_ack,
 )
 from mono_sync.errors import (
@@ -28,6 +29,7 @@ from mono_sync.errors import (
     MonoError,
     NoRespondersError,
     OperationTimeoutError,
+    OutcomeUnknownError,
 )
 
 _log = logging.getLogger("mono_sync.storage")
@@ -199,6 +201,7 @@ class Sink:
         self._settled = 0  # answers after the end
         self._awaited: set[str] = set()  # tags of answers, beside those of chunks
         self._losses = 0
+        self._attempt = 0
         self._under_way: dict[int, tuple[bytes, bytes]] = {}  # data and header block of those without an answer
         self._bytes_under_way = 0
         self._sent = 0  # of all, on the present connection
@@ -271,7 +274,7 @@ class Sink:
         inbox = self._open()
         while self._sent < self.count:
             data, block = self._under_way[self._sent]
-            question = (self._subject, data, block, str(self._sent))
+            question = (self._subject, data, block, f"{self._attempt}-{self._sent}")
             try:
                 inbox.ask_all([question], deadline=deadline, losses=self._losses)
             except ConnectionLostError:
@@ -306,18 +309,20 @@ class Sink:
             self._note(message, deadline)
 
     def _note(self, message: Message, deadline: Deadline) -> None:
-        index = int(message.subject.rpartition(".")[2])
+        attempt, _, number = message.subject.rpartition(".")[2].partition("-")
+        index = int(number)
         if index not in self._under_way:
             return  # known before
         try:
             sequence = read_ack(message, self._operation).sequence
-        except (NoRespondersError, JetStreamUnavailableError) as error:
-            self._pause_for(error, deadline)
-            self._begin_anew(deadline)
+        except (NoRespondersError, JetStreamUnavailableError, JetStreamAPIError) as error:
+            if isinstance(error, JetStreamAPIError) and not is_under_way(error):
+                self._under_way.pop(index)
+                raise
+            if int(attempt) == self._attempt:  # else it has been sent again since
+                self._pause_for(error, deadline)
+                self._begin_anew(deadline)
             return
-        except JetStreamAPIError:
-            self._under_way.pop(index)
-            raise
         if index != next(iter(self._under_way)) or sequence <= self._newest:
             raise ChunksLostError(f"chunk {index} was stored out of turn")
         self._acknowledge(index, sequence)
@@ -353,6 +358,7 @@ class Sink:
             ChunksLostError: it holds others than the first of those that were sent.
         """
         self._losses = self._open().losses
+        self._attempt += 1
         count, sequence = self._look(deadline)
         for index in [index for index in self._under_way if index < count]:
             self._acknowledge(index, sequence)
@@ -446,7 +452,9 @@ class Sink:
         except (NoRespondersError, JetStreamUnavailableError):  # refused unseen, for the moment
             self._conditionally(write, deadline, in_doubt=False)
         except JetStreamAPIError as error:
-            self._check(error)
+            if not is_under_way(error):
+                self._check(error)
+            self._conditionally(write, deadline, in_doubt=False)
 
     def _prepare(self, data: bytes, deadline: Deadline, headers: Mapping[str, str]) -> Write:
         expected = self._newest if self.count or self.cautious else None
@@ -456,6 +464,10 @@ class Sink:
     def _conditionally(self, write: Write, deadline: Deadline, *, in_doubt: bool) -> int:
         try:
             return self._writer.carry_out(write, deadline, in_doubt=in_doubt)
+        except OutcomeUnknownError as error:  # of a chunk: nothing has been stored that anybody sees
+            if deadline.expired:
+                raise OperationTimeoutError(self._operation, deadline.timeout) from error
+            raise ChunksLostError(f"it is not known what became of a chunk: {error}") from error
         except JetStreamAPIError as error:
             self._check(error)
 
