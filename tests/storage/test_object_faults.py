@@ -324,6 +324,38 @@ def test_chunks_are_removed_only_after_the_last_one_under_way_has_arrived(
         assert removed.is_set()
 
 
+@pytest.mark.parametrize("code", [10008, 10158])
+def test_chunks_that_a_cluster_refuses_for_the_moment_are_all_sent_once_more(code: int) -> None:
+    """10158: the chunk is under way already, as when it is sent again after an election."""
+    sent = list[str]()
+
+    def answer(subject: str, reply: str) -> Answer | None:
+        call = subject.removeprefix("$JS.API.STREAM.")
+        if call == "INFO.OBJ_b":
+            subjects = {told: stored for told, stored in chunks.items() if stored}
+            return {"config": {"name": "OBJ_b", "num_replicas": 1}, "state": {"last_seq": 0, "subjects": subjects}}
+        if call == "MSG.GET.OBJ_b":
+            ((chunk, stored),) = chunks.items()
+            if stored in (0, 5):  # nothing yet; or the question is about the description
+                return {"error": {"code": 404, "err_code": 10037, "description": "no message found"}}
+            return {"message": {"subject": chunk, "seq": stored, "time": "2026-01-01T00:00:00Z"}}
+        if META in subject.encode():
+            return {"stream": "OBJ_b", "seq": 6}
+        sent.append(reply)
+        if len(sent) <= 4:
+            chunks[subject] = 0
+            for refused in sent if len(sent) == 4 else []:
+                peer.reply(refused, {"error": {"code": 503, "err_code": code, "description": "not now"}})
+            return None
+        chunks[subject] += 1
+        return {"stream": "OBJ_b", "seq": chunks[subject]}
+
+    chunks: dict[str, int] = {}
+    with Peer(answer, cluster="c") as peer, mono_sync.connect(peer.url) as connection:
+        assert connection.objects("b").put("k", bytes(5 * CHUNK)).chunks == 5
+    assert len(sent) == 4 + 4 + 1
+
+
 # --- stalled servers
 
 
