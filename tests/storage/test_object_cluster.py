@@ -29,7 +29,7 @@ from mono_sync import (
 )
 from mono_sync._durations import Deadline
 from mono_sync.connection import JetStream, Json
-from mono_sync.storage.objects import _sink, _sweep
+from mono_sync.storage.objects import _sink, _sweep, _upload
 from tests.fixtures.cluster import Cluster
 from tests.fixtures.waiting import wait_until
 from tests.storage.helpers import Interrupting, chunk_subjects
@@ -278,7 +278,7 @@ def test_no_sweep_that_asks_a_server_which_lags_behind_takes_a_chunk_of_an_objec
     _let_all_be_old(monkeypatch)
     before = chunk_subjects(lagging)
     assert lagging.sweep(older_than=0, timeout=60) == 0
-    assert len(asked) > 2
+    assert len(asked) >= 2
     assert chunk_subjects(lagging) == before
     assert lagging.get("k", timeout=30) == CONTENT[: 3 * CHUNK]
 
@@ -294,7 +294,9 @@ def _version(number: int, size: int) -> bytes:
 def test_objects_stay_whole_while_one_server_after_the_other_dies_and_sweeps_go_on(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _let_all_be_old(monkeypatch)
+    for module, name, seconds in ((_sink, "STALE", 1.0), (_upload, "COMMIT_TIME", 3.0)):  # shorter, in the same order
+        monkeypatch.setattr(module, name, seconds)
+    monkeypatch.setattr(_sweep, "_LEAST_GRACE", timedelta(0))
     objects = _open(cluster)
     numbers, done = itertools.count(1), Counter[str]()
     names = [f"k{number}" for number in range(4)]
@@ -307,8 +309,8 @@ def test_objects_stay_whole_while_one_server_after_the_other_dies_and_sweeps_go_
         try:
             objects.put_reader(names[number % 4], io.BytesIO(content), timeout=60)
             done["written"] += 1
-        except UploadLostError:  # a sweep has given it up
-            done["given up"] += 1
+        except (UploadLostError, OperationTimeoutError):  # a sweep has given it up; too late for the last step
+            done["failed"] += 1
 
     def read() -> None:
         content = objects.get(random.choice(names), timeout=60)
@@ -317,7 +319,7 @@ def test_objects_stay_whole_while_one_server_after_the_other_dies_and_sweeps_go_
         done["read"] += 1
 
     def sweep() -> None:
-        objects.sweep(older_than=0, timeout=60)
+        objects.sweep(older_than=6, timeout=60)
         done["swept"] += 1
 
     def go_on() -> None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import itertools
+import random
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -13,10 +16,21 @@ from typing import Any
 import pytest
 
 import mono_sync
-from mono_sync import BucketFullError, Connection, ObjectBucket, UploadLostError
+from mono_sync import (
+    BucketFullError,
+    Connection,
+    ObjectBucket,
+    ObjectChangedError,
+    ObjectExistsError,
+    ObjectNotFoundError,
+    OperationTimeoutError,
+    UploadLostError,
+)
 from mono_sync.connection import Inbox, StoredMessage
 from mono_sync.storage.objects import _sink, _sweep, _upload
 from mono_sync.storage.objects._sweep import GIVEN_UP, Sweep
+from tests.fixtures.processes import Program
+from tests.fixtures.waiting import wait_until
 from tests.storage.conftest import NewObjects
 from tests.storage.helpers import chunk_subjects, raw_objects
 from tests.support.threads import Background, Repeated
@@ -305,6 +319,136 @@ def test_no_sweep_takes_the_last_chunk_of_an_upload_that_is_about_to_end(
 
 def test_the_last_step_takes_far_less_time_than_a_sweep_lets_chunks_alone() -> None:
     assert 4 * max(_upload.COMMIT_TIME, _sink.STALE) <= _sweep._LEAST_GRACE.total_seconds()
+
+
+STALE, COMMIT_TIME, GRACE = 0.25, 0.5, 2.0
+"""Shorter than usual, in the same order: uploads look soon enough whether they were given up, and end sooner."""
+
+PROGRAM = """
+import itertools, random, sys, mono_sync
+from mono_sync.storage.objects import _sink, _upload
+url, token, bucket, _sink.STALE, _upload.COMMIT_TIME = *sys.argv[1:4], *map(float, sys.argv[4:])
+with mono_sync.connect(url, token=token) as connection:
+    objects = connection.objects(bucket)
+    print("ready", flush=True)
+    for number in itertools.count():
+        with objects.open(f"k{number % 3}", "wb", timeout=30) as stream:
+            for _ in range(random.randrange(9)):
+                stream.write(bytes([number % 250]) * 100_000)
+"""
+
+
+def test_chunks_of_a_writer_that_was_killed_are_removed_and_objects_stay(
+    objects: ObjectBucket, connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_sweep, "_LEAST_GRACE", timedelta(0))
+    kept = objects.put("kept", content(1))
+    replaced = objects.put("k", content(2))
+    program = f"""
+import time, mono_sync
+with mono_sync.connect({connection.server_info.url!r}, token={connection.config.token!r}) as connection:
+    stream = connection.objects({objects.name!r}).open("k", "wb")
+    stream.write(bytes({5 * CHUNK}))
+    stream.flush()
+    print("now", flush=True)
+    time.sleep(60)
+"""
+    with Program(program) as writer:
+        assert writer.line() == "now"
+        writer.kill()
+    assert sum(chunk_subjects(objects).values()) == 3 + 3 + 4
+    assert objects.sweep() == 0  # it may only be slow
+    assert objects.sweep(older_than=0) == 4
+    assert chunk_subjects(objects) == {f"$O.{objects.name}.C.{info.nuid}": 3 for info in (kept, replaced)}
+    assert (objects.get("kept"), objects.get("k")) == (content(1), content(2))
+
+
+_NEVER = threading.Event()
+
+
+class SlowFile(io.BytesIO):
+    """A file that stands still now and then, also for longer than a sweep lets its chunks alone."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if random.random() < 0.05:
+            _NEVER.wait(random.choice([STALE, GRACE, 1.5 * GRACE]))
+        return super().read(size)
+
+
+def _stand_still_at_the_end(done: int, total: int | None) -> None:
+    """Wait between the last chunk and the description, for which there is less time."""
+    if done == total and random.random() < 0.3:
+        _NEVER.wait(0.7 * COMMIT_TIME)
+
+
+class Storm:
+    """Everything that can be done to a few objects."""
+
+    def __init__(self, objects: ObjectBucket) -> None:
+        self.done = Counter[str]()
+        self._objects = objects
+        self._names = [f"k{number}" for number in range(6)]
+
+    def write(self) -> None:
+        content = random.randbytes(random.choice([0, 5, CHUNK, 12 * CHUNK]))
+        try:
+            self._objects.put_reader(
+                random.choice(self._names), SlowFile(content), progress=_stand_still_at_the_end, timeout=30
+            )
+        except UploadLostError:
+            self.done["given up"] += 1
+        except OperationTimeoutError:
+            self.done["too late for its last step"] += 1
+        else:
+            self.done["written"] += 1
+
+    def change(self) -> None:
+        name, other = random.sample(self._names, 2)
+        objects = self._objects
+        changes: list[Callable[[], object]] = [
+            lambda: objects.update_meta(name, name=other),
+            lambda: objects.update_meta(name, description="d"),
+            lambda: objects.copy(name, other),
+            lambda: objects.delete(name),
+        ]
+        with contextlib.suppress(ObjectNotFoundError, ObjectExistsError, UploadLostError, OperationTimeoutError):
+            random.choice(changes)()
+
+    def read(self) -> None:
+        with contextlib.suppress(ObjectChangedError):
+            self._objects.get(random.choice(self._names), timeout=30)  # verifies the digest
+
+    def sweep(self) -> None:
+        self.done["swept"] += self._objects.sweep(older_than=GRACE, timeout=30) > 0
+
+    def wait_for(self, what: str, count: int) -> None:
+        goal = self.done[what] + count
+        wait_until(lambda: self.done[what] >= goal, f"{what} {count} times", timeout=30)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+def test_no_sweep_takes_a_chunk_of_an_object_while_threads_and_processes_write_stand_still_and_are_killed(
+    objects: ObjectBucket, connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_sweep, "_LEAST_GRACE", timedelta(0))
+    monkeypatch.setattr(_sink, "STALE", STALE)
+    monkeypatch.setattr(_upload, "COMMIT_TIME", COMMIT_TIME)
+    storm, token = Storm(objects), connection.config.token or ""
+    arguments = connection.server_info.url, token, objects.name, str(STALE), str(COMMIT_TIME)
+    with Repeated([*[storm.write] * 4, storm.change, storm.read, *[storm.sweep] * 2]):
+        for _ in range(2):
+            with Program(PROGRAM, *arguments) as writer:
+                assert writer.line() == "ready"
+                storm.wait_for("written", 10)
+                storm.wait_for("swept", 1)
+                writer.kill()
+    for found in objects.list():
+        assert len(objects.get(found.name) or b"") == found.size
+    objects.sweep(older_than=0)
+    infos = objects.list()
+    assert chunk_subjects(objects) == {f"$O.{objects.name}.C.{one.nuid}": one.chunks for one in infos if one.chunks}
+    assert storm.done["given up"]
 
 
 def test_objects_that_are_renamed_all_the_time_are_never_swept_nor_marked(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
 import mono_sync
 from mono_sync import (
+    BucketFullError,
     BucketNotFoundError,
     Connection,
     FSBucketConfig,
@@ -250,3 +251,47 @@ def test_uploads_and_key_value_calls_of_one_connection_do_not_disturb_each_other
         for number in range(3):
             memory.put_reader(f"k{number}", io.BytesIO(CONTENT), timeout=20)
     assert not errors
+
+
+# --- full buckets
+
+
+def _write_in_pieces(objects: ObjectBucket, content: bytes) -> None:
+    with objects.open("k", "wb") as writer:
+        for start in range(0, len(content), 50_000):
+            writer.write(content[start : start + 50_000])
+        writer.flush()
+
+
+WAYS: dict[str, Callable[[ObjectBucket, bytes], object]] = {
+    "stream": _write_in_pieces,
+    "put": lambda objects, content: objects.put("k", content),
+    "put_reader": lambda objects, content: objects.put_reader("k", io.BytesIO(content)),
+    "resumable": lambda objects, content: objects.put_reader("k", io.BytesIO(content), resume=str(len(content))),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_wherever_a_bucket_gets_full_there_is_the_old_object_or_the_new_one(new_objects: NewObjects, way: str) -> None:
+    """In the middle, at the last chunk, and at the description, as where a single byte is too much."""
+    objects, fits, too_large = new_objects(max_bytes=600_000), 0, 700_000
+    while too_large - fits > 1:
+        size = (fits + too_large) // 2
+        old = objects.put("k", b"old")
+        try:
+            WAYS[way](objects, bytes(size))
+        except BucketFullError:
+            too_large = size
+        else:
+            fits = size
+        assert (objects.stat("k") == old) is (too_large == size)
+        left = chunk_subjects(objects)
+        assert left.pop(f"$O.{objects.name}.C.{objects.stat('k').nuid}") == objects.stat("k").chunks
+        assert way == "resumable" or not left
+        for subject in left:
+            raw_objects(objects).purge(subject)
+        assert objects.get("k") == (bytes(size) if fits == size else b"old")
+    assert 500_000 < fits < 600_000
+    objects.delete("k")
+    WAYS[way](objects, bytes(fits))
+    assert objects.get("k") == bytes(fits)
