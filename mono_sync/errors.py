@@ -656,11 +656,11 @@ class ObjectExistsError(KeyExistsError):
 
 
 class RevisionMismatchError(ConflictError):
-    """The key is not at the revision that the caller expected; a missing key is at none."""
+    """The key or object is not at the revision that the caller expected; a missing one is at none."""
 
-    def __init__(self, bucket: str, key: str, expected: int, actual: int | None = None) -> None:
+    def __init__(self, bucket: str, key: str, expected: int, actual: int | None = None, *, kind: str = "key") -> None:
         now = "" if actual is None else f", it is at {actual}" if actual else ", it does not exist"
-        message = f"key {key!r} of bucket {bucket!r} is not at revision {expected}{now}"
+        message = f"{kind} {key!r} of bucket {bucket!r} is not at revision {expected}{now}"
         super().__init__(message, bucket, key, expected, actual)
 
 

@@ -70,7 +70,7 @@ class Condition(NamedTuple):
             return
         if self.revision == 0:
             raise ObjectExistsError(bucket, key, actual)
-        raise RevisionMismatchError(bucket, key, self.revision, actual)
+        raise RevisionMismatchError(bucket, key, self.revision, actual, kind="object")
 
 
 class Commit:

@@ -114,7 +114,7 @@ class Describing(Writing):
                 if message is None or meta is None:
                     raise ObjectNotFoundError(self._name, key)
                 if if_match not in (None, message.sequence):
-                    raise RevisionMismatchError(self._name, key, if_match or 0, message.sequence)
+                    raise RevisionMismatchError(self._name, key, if_match or 0, message.sequence, kind="object")
                 described = changed(meta, message, changes)
                 if not fields:
                     return to_info(self._name, described, message.sequence)
