@@ -190,7 +190,13 @@ def _interrupt() -> bytes:
     raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize(("failure", "error"), [(_fail, OopsError), (_interrupt, KeyboardInterrupt)])
+def _stop() -> bytes:
+    raise StopIteration
+
+
+@pytest.mark.parametrize(
+    ("failure", "error"), [(_fail, OopsError), (_interrupt, KeyboardInterrupt), (_stop, StopIteration)]
+)
 def test_failing_source_leaves_the_old_object_and_no_chunks(
     any_objects: ObjectBucket, failure: Callable[[], bytes], error: type[BaseException]
 ) -> None:
@@ -222,6 +228,24 @@ def test_deadline_counts_the_time_in_the_source(objects: ObjectBucket) -> None:
         objects.put_reader("k", Source(content(2 * CHUNK), slow), timeout=0.2)
     assert objects.get("k") == b"old"
     assert len(chunk_subjects(objects)) == 1
+
+
+def test_file_that_stops_while_an_upload_is_gone_on_with_is_told(objects: ObjectBucket) -> None:
+    class Stopping(io.BytesIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            raise StopIteration
+
+    class Failing(io.BytesIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            if self.tell() > CHUNK * 10:
+                raise OopsError
+            return super().read(size)
+
+    with pytest.raises(OopsError):
+        objects.put_reader("k", Failing(content(20 * CHUNK)), resume="t")
+    with pytest.raises(StopIteration):
+        objects.put_reader("k", Stopping(content(20 * CHUNK)), resume="t")
+    assert not objects.exists("k")
 
 
 # --- progress
@@ -266,14 +290,17 @@ def test_total_is_unknown_where_the_file_does_not_tell(objects: ObjectBucket) ->
     assert told == [None]
 
 
+@pytest.mark.parametrize("error", [OopsError, StopIteration])
 @pytest.mark.parametrize("size", [100, 30 * CHUNK])
-def test_exception_in_progress_leaves_the_old_object_and_no_chunks(objects: ObjectBucket, size: int) -> None:
+def test_exception_in_progress_leaves_the_old_object_and_no_chunks(
+    objects: ObjectBucket, size: int, error: type[Exception]
+) -> None:
     objects.put("k", b"old")
 
     def fail(_done: int, _total: int | None) -> None:
-        raise OopsError
+        raise error
 
-    with pytest.raises(OopsError):
+    with pytest.raises(error):
         objects.put_reader("k", io.BytesIO(content(size)), progress=fail)
     assert objects.get("k") == b"old"
     assert len(chunk_subjects(objects)) == 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import stat
-from collections.abc import Iterator
+from collections import deque
 from typing import Protocol
 
 
@@ -28,28 +28,42 @@ def check_readable(fileobj: Readable) -> None:
         raise TypeError(f"put_reader takes an object with read(size), not {type(fileobj).__name__}")
 
 
-def chunks_of(fileobj: Readable, size: int) -> Iterator[bytes]:
-    """Yield what is left of a file in chunks of ``size`` bytes; the last one may be smaller.
+class Chunks:
+    """What is left of a file, in chunks of ``size`` bytes; the last one may be smaller.
 
-    Raises:
-        TypeError: it reads something else than bytes.
-        BlockingIOError: it does not block, and has no data now.
+    No iterator, for which a file that raises ``StopIteration`` would have come to its end.
     """
-    pieces, missing = list[bytes](), size
-    while piece := _read(fileobj, missing):
-        if len(piece) == size == missing:
-            yield piece
-            continue
-        pieces.append(piece)
-        missing -= len(piece)
-        if missing <= 0:  # some files return more than they are asked for
-            whole = b"".join(pieces)
-            end = len(whole) - len(whole) % size
-            yield from (whole[start : start + size] for start in range(0, end, size))
-            pieces = [whole[end:]]
-            missing = size - len(pieces[0])
-    if rest := b"".join(pieces):
-        yield rest
+
+    def __init__(self, fileobj: Readable, size: int) -> None:
+        self._file = fileobj
+        self._size = size
+        self._whole = deque[bytes]()
+        self._pieces = list[bytes]()
+        self._missing = size
+        self._ended = False
+
+    def next(self) -> bytes:
+        """Return the next chunk, an empty one at the end.
+
+        Raises:
+            TypeError: the file reads something else than bytes.
+            BlockingIOError: it does not block, and has no data now.
+        """
+        size = self._size
+        while not (self._whole or self._ended):
+            piece = _read(self._file, self._missing)
+            if len(piece) == size == self._missing:
+                return piece
+            self._pieces.append(piece)
+            self._missing -= len(piece)
+            self._ended = not piece
+            if self._ended or self._missing <= 0:  # some files return more than they are asked for
+                data = b"".join(self._pieces)
+                end = len(data) - (0 if self._ended else len(data) % size)
+                self._whole.extend(data[start : start + size] for start in range(0, end, size))
+                self._pieces = [data[end:]]
+                self._missing = size - len(self._pieces[0])
+        return self._whole.popleft() if self._whole else b""
 
 
 def _read(fileobj: Readable, size: int) -> bytes:

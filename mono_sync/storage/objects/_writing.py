@@ -25,7 +25,7 @@ from mono_sync.storage.objects._progress import Progress, Reporter
 from mono_sync.storage.objects._reading import Reading
 from mono_sync.storage.objects._resuming import Found, Resumption, check_seekable, name_of_chunks
 from mono_sync.storage.objects._sink import ChunksLostError, Sinks
-from mono_sync.storage.objects._source_file import Readable, check_readable, chunks_of, size_of
+from mono_sync.storage.objects._source_file import Chunks, Readable, check_readable, size_of
 from mono_sync.storage.objects._sweep import Sweep, check_grace, described_in
 from mono_sync.storage.objects._upload import COMMIT_TIME, Upload
 from mono_sync.storage.objects._writer import ObjectWriter
@@ -172,7 +172,8 @@ class Writing(Reading):
                     reporter.report(stored.size)
                     return stored
                 reporter.report(upload.stored)
-            for chunk in chunks_of(fileobj, size):
+            chunks = Chunks(fileobj, size)
+            while chunk := chunks.next():
                 upload.add(chunk, deadline)
                 reporter.report(upload.stored)
             return upload.finish(deadline, reporter)
