@@ -343,6 +343,18 @@ def test_young_chunks_are_let_alone_at_the_start(
     assert raw.state["messages"] == 1
 
 
+def test_all_buckets_together_are_swept_for_a_second_at_most(
+    container: ServiceContainer, names: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = list[tuple[str, Any]]()
+    monkeypatch.setattr(ObjectBucket, "sweep", lambda bucket, timeout: told.append((bucket.name, timeout)))
+    _start(FSJetStreamPlugin([FSBucketConfig(name) for name in names]), container)
+    (first, deadline), (second, other) = told
+    assert (first, second) == names
+    assert deadline is other
+    assert deadline.timeout == 1
+
+
 def test_a_sweep_that_has_no_time_does_not_fail_the_start(
     connection: Connection, container: ServiceContainer, names: tuple[str, str], caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -108,6 +108,12 @@ def test_text_options_are_refused_with_a_binary_mode(objects: ObjectBucket) -> N
             objects.open("k", "rb", **options)  # type: ignore[call-overload]
 
 
+def test_there_is_no_buffering_to_be_chosen(objects: ObjectBucket) -> None:
+    for mode in ("rb", "w"):
+        with pytest.raises(TypeError, match="unexpected keyword argument 'buffering'"):
+            objects.open("k", mode, buffering=0)  # type: ignore[call-overload]
+
+
 def test_arguments_of_wrong_types_are_refused(objects: ObjectBucket) -> None:
     with pytest.raises(TypeError, match="a mode must be a str, not bytes"):
         objects.open("k", b"rb")  # type: ignore[call-overload]

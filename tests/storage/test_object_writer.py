@@ -6,10 +6,13 @@ import contextlib
 import csv
 import gc
 import gzip
+import hashlib
 import io
+import json
 import os
 import pickle
 import random
+import shutil
 import tarfile
 import threading
 import warnings
@@ -198,6 +201,51 @@ def test_zipfile_tarfile_gzip_pickle_and_csv_write_objects(objects: ObjectBucket
     assert objects.get("k") == "a,ü\r\n1,2\r\n".encode()
 
 
+@pytest.mark.parametrize("mode", ["w", "w|", "w:gz", "w|gz"])
+def test_tar_file_is_written_to_it(objects: ObjectBucket, mode: Any) -> None:
+    whole = content(300_000)
+    with opened(objects) as writer, tarfile.open(fileobj=writer, mode=mode) as archive:
+        member = tarfile.TarInfo("a")
+        member.size = len(whole)
+        archive.addfile(member, io.BytesIO(whole))
+    with objects.open("k") as reader, tarfile.open(fileobj=reader) as archive:
+        found = archive.extractfile("a")
+        assert found is not None
+        assert found.read() == whole
+
+
+def test_objects_are_copied_and_packed_from_stream_to_stream(objects: ObjectBucket) -> None:
+    whole = content(3 * CHUNK + 5)
+    with opened(objects, "raw") as writer:
+        shutil.copyfileobj(io.BytesIO(whole), writer)
+    with objects.open("raw") as reader, opened(objects, "copy") as writer:
+        shutil.copyfileobj(reader, writer)
+    with (
+        objects.open("copy") as reader,
+        opened(objects, "zip") as writer,
+        zipfile.ZipFile(writer, "w", zipfile.ZIP_DEFLATED) as archive,
+        archive.open("a", "w") as packed,
+    ):
+        shutil.copyfileobj(reader, packed)
+    with objects.open("zip") as reader, zipfile.ZipFile(reader) as archive:
+        assert archive.read("a") == whole
+    with objects.open("copy") as reader:
+        assert hashlib.file_digest(reader, "sha256").digest() == hashlib.sha256(whole).digest()
+    with objects.open("copy") as reader, opened(objects, "gz") as writer, gzip.open(writer, "wb") as packed_too:
+        shutil.copyfileobj(reader, packed_too)
+    with objects.open("gz") as reader, gzip.open(reader) as unpacked_too:
+        assert unpacked_too.read() == whole
+    with objects.open("copy") as reader:
+        assert objects.put_reader("again", reader).digest == objects.stat("raw").digest
+
+
+def test_text_wrapper_of_the_library_writes_to_it(objects: ObjectBucket) -> None:
+    with io.TextIOWrapper(opened(objects), encoding="utf-8", newline="") as lines:
+        csv.writer(lines).writerow(["ü", 1])
+        json.dump({"a": 1}, lines)
+    assert objects.get("k") == 'ü,1\r\n{"a": 1}'.encode()
+
+
 # --- the old object stays
 
 
@@ -381,7 +429,7 @@ def test_of_many_exclusive_writers_one_stores(objects: ObjectBucket) -> None:
 def test_if_match_replaces_that_version_only(any_objects: ObjectBucket) -> None:
     info = any_objects.put("k", b"1")
     second = any_objects.put("k", b"2", if_match=info)
-    with pytest.raises(RevisionMismatchError) as caught:
+    with pytest.raises(RevisionMismatchError, match=r"^object 'k' of bucket .* is not at revision") as caught:
         any_objects.put("k", b"3", if_match=info)
     assert (caught.value.expected, caught.value.actual) == (info.revision, second.revision)
     with opened(any_objects, if_match=second.revision) as writer:

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Any
+from typing import Any, Final
 
 from typing_extensions import Buffer
 
@@ -99,7 +99,7 @@ class ObjectWriter(io.BufferedIOBase):
 
         Raises:
             StorageError: a call before has failed; nothing was stored.
-            KeyExistsError: with mode ``"xb"``: there is an object meanwhile.
+            ObjectExistsError: with mode ``"xb"``: there is an object meanwhile.
             RevisionMismatchError: it is not at the revision ``if_match``.
             BucketFullError: the bucket's limit is reached.
             UploadLostError: the stream stood still for so long that its chunks were removed.
@@ -208,6 +208,17 @@ class ObjectWriter(io.BufferedIOBase):
             raise ValueError(f"{self!r} is closed" if self._closed else f"{self!r} is of no use: {self._failure}")
 
 
+_WITH_MARK: Final = "utf-8-sig"
+
+
+def _name_of(encoding: str) -> str:
+    """Return how Python calls an encoding; empty where it knows none such."""
+    try:
+        return codecs.lookup(encoding).name
+    except LookupError:
+        return ""
+
+
 class TextObjectWriter(io.TextIOWrapper):
     """A text stream whose content becomes an object when it is closed: an `ObjectWriter` with an encoding.
 
@@ -225,8 +236,7 @@ class TextObjectWriter(io.TextIOWrapper):
     ) -> None:
         super().__init__(binary, encoding=encoding or "utf-8", errors=errors, newline=newline)
         self.mode = mode
-        if codecs.lookup(self.encoding).name in ("utf-16", "utf-32"):  # which CPython leaves out where it cannot seek
-            binary.write("".encode(self.encoding))
+        self._has_begun = False
 
     @property
     def info(self) -> ObjectInfo | None:
@@ -236,12 +246,31 @@ class TextObjectWriter(io.TextIOWrapper):
     def write(self, text: str, /) -> int:
         """Take a text, and return its length. Raises what `ObjectWriter.write` raises."""
         try:
+            if not self._has_begun and isinstance(text, str):
+                self._begin(text)
             return super().write(text)
         except (TypeError, ValueError):  # it cannot be taken, and what was taken before is still here
             raise
         except BaseException as error:
             self._binary._spoil(error)  # noqa: SLF001  # the other half of this stream
             raise
+
+    def _begin(self, text: str) -> None:
+        """Write the mark of the byte order that begins a text, which CPython leaves out where it cannot seek."""
+        name = _name_of(self.encoding)
+        if name in ("utf-16", "utf-32"):
+            self._binary.write("".encode(name))
+        self._has_begun = bool(text) or name in ("utf-16", "utf-32", _WITH_MARK)
+
+    def reconfigure(self, *, encoding: str | None = None, errors: str | None = None, **options: Any) -> None:
+        """Change encoding, errors or newline of what follows, as `io.TextIOWrapper.reconfigure` does.
+
+        A mark of the byte order comes at the beginning only, whatever the encoding is changed to later.
+        """
+        if self._has_begun and _name_of(encoding or self.encoding) == _WITH_MARK:  # any change would write it again
+            errors = self.errors if encoding is None and errors is None else errors
+            encoding = "utf-8"
+        super().reconfigure(encoding=encoding, errors=errors, **options)
 
     def flush(self) -> None:
         """Wait until the server has acknowledged what can be sent, as `ObjectWriter.flush` does."""

@@ -1,0 +1,65 @@
+"""Objects written as text, against files of the disk, any sequence of calls."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from mono_sync import ObjectBucket
+
+ENCODINGS = ["utf-8", "utf-8-sig", "UTF_8_SIG", "utf-16", "U16", "utf-16-le", "utf-32", "latin-1"]
+NEWLINES = st.sampled_from([None, "", "\n", "\r\n", "\r"])
+TEXTS = st.text("aü\n\r", max_size=8)
+
+CALLS = st.one_of(
+    st.tuples(st.just("write"), TEXTS),
+    st.tuples(st.just("writelines"), st.lists(TEXTS, max_size=3)),
+    st.tuples(st.just("encoding"), st.sampled_from(ENCODINGS)),
+    st.tuples(st.just("errors"), st.sampled_from(["strict", "replace"])),
+    st.tuples(st.just("newline"), NEWLINES),
+    st.tuples(st.just("flush"), st.none()),
+)
+
+
+def _call(stream: Any, call: tuple[str, Any]) -> object:
+    match call:
+        case ("write" | "writelines") as name, text:
+            return getattr(stream, name)(text)
+        case "flush", _:
+            return stream.flush()
+        case name, value:
+            return stream.reconfigure(**{name: value})
+
+
+@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(encoding=st.sampled_from(ENCODINGS), newline=NEWLINES, calls=st.lists(CALLS, max_size=8))
+@example(encoding="utf-16", newline=None, calls=[])
+@example(encoding="utf-16", newline=None, calls=[("encoding", "utf-8"), ("write", "a")])
+@example(encoding="utf-8", newline=None, calls=[("encoding", "utf-16"), ("write", "a"), ("write", "b")])
+@example(encoding="utf-8-sig", newline=None, calls=[("write", "a"), ("errors", "replace"), ("write", "b")])
+def test_text_is_stored_as_in_a_file(
+    objects: ObjectBucket, tmp_path: Path, encoding: str, newline: str | None, calls: list[tuple[str, Any]]
+) -> None:
+    path = tmp_path / "f"
+    with (
+        path.open("w", encoding=encoding, newline=newline) as file,
+        objects.open("k", "w", encoding=encoding, newline=newline) as stream,
+    ):
+        for call in calls:
+            assert _call(stream, call) == _call(file, call)
+            assert (stream.errors, stream.line_buffering) == (file.errors, file.line_buffering)
+    assert objects.get("k") == path.read_bytes()
+
+
+@pytest.mark.parametrize("encoding", ["no-such", 5])
+def test_encoding_that_is_none_is_refused_and_the_stream_stays_of_use(objects: ObjectBucket, encoding: Any) -> None:
+    with objects.open("k", "w") as stream:
+        stream.write("a")
+        with pytest.raises((LookupError, TypeError)):
+            stream.reconfigure(encoding=encoding)
+        stream.write("b")
+    assert objects.get("k") == b"ab"
