@@ -18,6 +18,7 @@ import pytest
 import mono_sync
 from mono_sync import (
     BucketFullError,
+    BucketNotFoundError,
     Connection,
     FSBucketConfig,
     ObjectBucket,
@@ -354,6 +355,24 @@ def test_chunks_that_a_cluster_refuses_for_the_moment_are_all_sent_once_more(cod
     with Peer(answer, cluster="c") as peer, mono_sync.connect(peer.url) as connection:
         assert connection.objects("b").put("k", bytes(5 * CHUNK)).chunks == 5
     assert len(sent) == 4 + 4 + 1
+
+
+def test_chunks_that_were_lost_with_their_bucket_are_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stream may be deleted when it has taken a message and not answered yet."""
+    monkeypatch.setattr(_sink, "_PATIENCE", 0.1)
+    sent = list[str]()
+
+    def answer(subject: str, reply: str) -> Answer | None:
+        if subject == "$JS.API.STREAM.INFO.OBJ_b" and not sent:
+            return {"config": {"name": "OBJ_b", "num_replicas": 1}, "state": {"last_seq": 0}}
+        if subject.startswith("$JS.API."):
+            return {"error": {"code": 404, "err_code": 10059, "description": "stream not found"}}
+        sent.append(reply)
+        return None
+
+    with Peer(answer) as peer, mono_sync.connect(peer.url) as connection, pytest.raises(BucketNotFoundError):
+        connection.objects("b").put("k", bytes(20 * CHUNK), timeout=30)
+    assert 0 < len(sent) < 20
 
 
 # --- stalled servers

@@ -293,20 +293,19 @@ class Sink:
     def _wait(self, deadline: Deadline) -> None:
         """Wait for an answer."""
         assert self._inbox is not None
-        seconds = deadline.remaining
-        if self._connection.server_info.cluster:
-            seconds = _PATIENCE if seconds is None else min(seconds, _PATIENCE)
         try:
-            message = self._inbox.poll(seconds)
+            message = self._inbox.poll(deadline.at_most(_PATIENCE).remaining)
         except ConnectionLostError:
-            message = None
-        else:
-            if message is None and deadline.expired:
-                raise OperationTimeoutError(self._operation, deadline.timeout)
-        if message is None:
+            self._begin_anew(deadline)
+            return
+        if message is not None:
+            self._note(message, deadline)
+        elif deadline.expired:
+            raise OperationTimeoutError(self._operation, deadline.timeout)
+        elif self._connection.server_info.cluster:
             self._begin_anew(deadline)
         else:
-            self._note(message, deadline)
+            self._count(deadline)  # a stream that was deleted may have taken along what was under way
 
     def _note(self, message: Message, deadline: Deadline) -> None:
         attempt, _, number = message.subject.rpartition(".")[2].partition("-")
