@@ -23,6 +23,7 @@ from mono_sync.adapter._scanner import Scanner, first_message
 T = TypeVar("T")
 
 _MOST: Final = 1 << 16  # bytes of one read; many more take longer to allocate than to read
+_MOST_OF_LARGE: Final = 1 << 19  # while large payloads come: each read then brings some that need no joining
 _OFF: Final = 0
 _ON: Final[int] = getattr(select, "EPOLLIN", 1)  # there is none but on Linux
 _LONGEST_HOLD: Final = 0.1  # seconds, or up to twice as much
@@ -160,7 +161,7 @@ class Inlet:
     def _on_bell(self) -> None:
         with self._turn:
             try:
-                data = self._file.read(_MOST)
+                data = self._file.read(_MOST_OF_LARGE if self._scanner.is_in_large_payload else _MOST)
             except OSError:
                 data = b""
             if data:

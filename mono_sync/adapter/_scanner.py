@@ -42,6 +42,11 @@ class Scanner:
         self.unfinished: tuple[Sized, ...] = (self._pieces, self._large)
         """All are empty when the next bytes are the beginning of a line."""
 
+    @property
+    def is_in_large_payload(self) -> bool:
+        """Whether many of the next bytes are the payload of one message."""
+        return bool(self._large)
+
     def feed(self, data: bytes) -> None:
         """Take the next bytes."""
         start = 0

@@ -46,6 +46,7 @@ class Line:
         self.loop = LoopThread("inlet", loop_factory=partial(new_event_loop, uvloop=uvloop))
         self.sent: list[bytes] = []
         self.delivered: list[str] = []
+        self.payloads: list[bytes] = []
         self.others = bytearray()
         self.lost = threading.Event()
         self.inlet = self.loop.run(self._open, deadline=Deadline(LONG), operation="open")
@@ -61,11 +62,14 @@ class Line:
                 line.lost.set()
 
         self.transport, _ = await loop.create_connection(Protocol, sock=self._near)
-        sinks: dict[bytes, Callable[[Message], None]] = {b"1": lambda message: self.delivered.append(message.subject)}
-        self.scanner = Scanner(sinks, self.others.extend)
+        self.scanner = Scanner({b"1": self._deliver}, self.others.extend)
         inlet = Inlet.open(self.transport, loop, self.scanner)
         assert inlet is not None
         return inlet
+
+    def _deliver(self, message: Message) -> None:
+        self.payloads.append(message.data)
+        self.delivered.append(message.subject)
 
     def send(self, *messages: bytes) -> None:
         self.sent.extend(messages)
@@ -111,6 +115,49 @@ def test_the_loop_reads_while_nobody_waits_at_the_socket(line: Line) -> None:
     line.send(msg("a"), b"PING\r\n", msg("b"))
     line.reaches("a", "b")
     assert line.others == b"PING\r\n"
+
+
+def test_more_is_read_at_a_time_while_a_large_payload_comes(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+    feed = line.scanner.feed
+
+    def noted(data: bytes) -> None:
+        read.append(len(data))
+        feed(data)
+
+    monkeypatch.setattr(line.scanner, "feed", noted)
+    payload = bytes(range(250)) * 2000
+    large = msg("large", payload)
+    line.send(large[:1000])
+    wait_until(lambda: line.scanner.is_in_large_payload, "the beginning at the loop")
+    read.clear()
+    sent = 1000 + line.call(partial(line.far.send, large[1000:], socket.MSG_DONTWAIT))  # while the loop does not read
+    line.send(large[sent:])
+    line.reaches("large")
+    assert line.payloads == [payload]
+    assert max(read) >= sent - 1000 > 1 << 16
+    read.clear()
+    assert line.call(partial(line.far.send, msg("small") * 10_000, socket.MSG_DONTWAIT)) > 1 << 16
+    wait_until(lambda: line.delivered[-1] == "small", "the small ones at the loop")
+    assert max(read) <= 1 << 16
+
+
+def test_the_end_of_the_connection_within_a_large_payload_reaches_the_transport(line: Line) -> None:
+    line.send(msg("a"), msg("large", bytes(1_000_000))[:300_000])
+    wait_until(lambda: any(map(len, line.scanner.unfinished)), "the beginning at the loop")
+    line.far.close()
+    assert line.lost.wait(LONG)
+    assert line.delivered == ["a"]
+
+
+def test_large_payloads_keep_their_order_whoever_reads(line: Line) -> None:
+    payloads = {f"large.{number}": bytes([number]) * 150_000 for number in range(60)}
+    sending = Background(line.send, *[msg(subject, data) for subject, data in payloads.items()])
+    for number in range(100):
+        line.fetch(f"none.{number}", patience=0.002)
+    sending.result()
+    line.reaches(*payloads)
+    assert line.payloads == [*payloads.values()]
 
 
 def test_who_waits_at_the_socket_takes_his_message_there(line: Line) -> None:
