@@ -102,7 +102,7 @@ class Delivery:
         """
         if self.under_way <= ahead // 2 and self._left:
             self._pull(min(1 + ahead - self.under_way, self._left), deadline)
-        message = self._inbox.poll(0)
+        message = self._inbox.poll(0) if self._inbox.arrived else None
         if message is None:
             message = self._wait(deadline)
         if message.status is not None:  # whatever the reason, less than was asked for will come

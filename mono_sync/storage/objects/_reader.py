@@ -112,14 +112,19 @@ class ObjectReader(io.BufferedIOBase):
     @_alone
     def read(self, size: int | None = -1, /) -> bytes:
         """Return so many bytes, or as many as there are; all that are left where ``size`` is negative or None."""
-        size = self._clamp(size)
+        size, deadline = self._clamp(size), None
+        if not size:
+            return b""
         start, data = self._held
+        if not start <= self._position < start + len(data):
+            deadline = self._deadline()
+            start, data = self._chunk_at(self._position, size, deadline)
         begin = self._position - start
-        if 0 <= begin <= begin + size <= len(data):
+        if begin + size <= len(data):  # nearly always, of small portions
             self._position += size
             return data[begin : begin + size]
         gathered = io.BytesIO()
-        self._transfer(size, gathered.write)
+        self._transfer(size, gathered.write, deadline)
         return gathered.getvalue()
 
     @_alone
@@ -279,9 +284,9 @@ class ObjectReader(io.BufferedIOBase):
         begin = self._position - start
         return memoryview(data)[begin : begin + size]
 
-    def _transfer(self, size: int, put: Callable[[memoryview], object]) -> None:
+    def _transfer(self, size: int, put: Callable[[memoryview], object], deadline: Deadline | None = None) -> None:
         """Pass on so many bytes, and move the position when all have been."""
-        position, end, deadline = self._position, self._position + size, self._deadline()
+        position, end, deadline = self._position, self._position + size, deadline or self._deadline()
         while position < end:
             start, data = self._chunk_at(position, end - position, deadline)
             piece = memoryview(data)[position - start : end - start]

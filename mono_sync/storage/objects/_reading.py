@@ -89,7 +89,7 @@ class Reading(Catalog):
             self._stream,
             info,
             direct=self._direct,
-            mapped=lambda deadline: self._errors(deadline, "reading object", info.name),
+            explain=self._explain,
             check=partial(self._check, info),
         )
 

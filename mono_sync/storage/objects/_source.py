@@ -5,19 +5,18 @@ from __future__ import annotations
 import hashlib
 from base64 import urlsafe_b64encode
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from time import sleep
-from typing import Final, TypeAlias, TypeVar
+from typing import Final, NoReturn, TypeAlias, TypeVar
 
 from mono_sync._durations import Deadline
 from mono_sync.connection import CoreConnection, Delivery, DeliveryLostError, JetStream
-from mono_sync.errors import ConnectionLostError, DigestMismatchError, OperationTimeoutError
+from mono_sync.errors import ConnectionLostError, DigestMismatchError, MonoError, OperationTimeoutError
 from mono_sync.storage.objects._info import ObjectInfo
 from mono_sync.storage.objects._layout import START, Layout, Place, measure, seek
 
 T = TypeVar("T")
 
-Mapped: TypeAlias = Callable[[Deadline], AbstractContextManager[None]]
+Explain: TypeAlias = Callable[[MonoError, Deadline, str, str], NoReturn]
 Check: TypeAlias = Callable[[Deadline], None]
 
 _WINDOW: Final = 2 << 20  # bytes under way: what is asked on the same connection meanwhile comes behind them
@@ -39,7 +38,7 @@ class Source:
         stream: the stream of the bucket.
         info: the version.
         direct: whether any replica may answer.
-        mapped: turns errors of the connection into those of the bucket.
+        explain: raises an error of the connection as one of the bucket; is told the deadline, and what is done to what.
         check: is called when chunks are missing; raises if the version is no longer what it was.
 
     Attributes:
@@ -54,7 +53,7 @@ class Source:
         info: ObjectInfo,
         *,
         direct: bool,
-        mapped: Mapped,
+        explain: Explain,
         check: Check,
     ) -> None:
         self.info: ObjectInfo = info
@@ -63,7 +62,7 @@ class Source:
         self._stream = stream
         self._subject = f"$O.{info.bucket}.C.{info.nuid}"
         self._direct = direct
-        self._mapped = mapped
+        self._explain = explain
         self._check = check
 
         self._next = START
@@ -88,11 +87,11 @@ class Source:
                 chunks are missing, or not of the size that they should have.
             OperationTimeoutError: it did not come in time.
         """
-        with self._mapped(deadline):
+        try:
             if offset != self._next.offset:
                 self._run = -_CAUTION
-            if not 0 <= offset - self._next.offset < self._reach:
-                self._jump(offset, deadline)
+                if not 0 < offset - self._next.offset < self._reach:
+                    self._jump(offset, deadline)
             while True:
                 here = self._next
                 self._expect(here.number < self.info.chunks, f"{self.info.size - here.offset} bytes are missing")
@@ -101,6 +100,8 @@ class Source:
                 if offset < self._next.offset:
                     self._run += offset + need <= self._next.offset
                     return here.offset, data
+        except MonoError as error:
+            self._explain(error, deadline, "reading object", self.info.name)
 
     def close(self) -> None:
         """Leave nothing on the server."""
