@@ -50,7 +50,7 @@ class ObjectReader(io.BufferedIOBase):
     or expires meanwhile, it is read to its end, or `ObjectChangedError` is raised. Who reads all of it in order, in
     whatever portions, gets no last byte before the digest has been verified; parts of it are checked for their size.
 
-    Chunks are fetched when they are read, some ahead of a reader who goes on and on: never more than 2 MiB, or the one
+    Chunks are fetched when they are read, some ahead of a reader who goes on and on: never more than 4 MiB, or the one
     chunk that is larger. So memory stays bounded, however slowly it is read, and the server does not mind. A jump costs
     the chunks that are read behind it, and at the first one a few questions where they are.
 

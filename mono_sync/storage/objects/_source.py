@@ -19,7 +19,7 @@ T = TypeVar("T")
 Explain: TypeAlias = Callable[[MonoError, Deadline, str, str], NoReturn]
 Check: TypeAlias = Callable[[Deadline], None]
 
-_WINDOW: Final = 2 << 20  # bytes under way: what is asked on the same connection meanwhile comes behind them
+_WINDOW: Final = 4 << 20  # bytes under way: what is asked on the same connection meanwhile comes behind them
 _MOST_UNDER_WAY: Final = 256
 _CAUTION: Final = 9  # chunks after a jump, until more is asked for than is wanted: 1 MiB of the usual size
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.01, 0.5
@@ -29,7 +29,7 @@ class Source:
     """The chunks of one version of an object. One thread at a time.
 
     The server is asked for chunks ahead of the reader: for as many as he is known to want, and for the more beyond that
-    the longer he has been reading on, up to 2 MiB. A lost connection, or a server that starts anew, costs no more than
+    the longer he has been reading on, up to 4 MiB. A lost connection, or a server that starts anew, costs no more than
     the chunks that were under way. After an interrupt or a timeout the next call goes on.
 
     Args:
