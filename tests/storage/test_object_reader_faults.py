@@ -24,11 +24,13 @@ from mono_sync import (
     StorageError,
 )
 from mono_sync.connection import Delivery, _delivery
+from mono_sync.storage.objects import _source
 from tests.fixtures.servers import RunNatsServer
 from tests.fixtures.waiting import wait_until
 from tests.storage.conftest import NewObjects
 from tests.storage.foreign import ForeignUpload, upload
 from tests.storage.helpers import CutProxy, raw_objects, together
+from tests.support.signals import Stop
 from tests.support.threads import Background
 
 CHUNK = 128 * 1024
@@ -423,6 +425,26 @@ def test_wrong_digest_is_told_before_the_end(any_objects: ObjectBucket, read: Ca
             with pytest.raises(DigestMismatchError, match="the digest is wrong"):
                 read(reader)
         assert reader.tell() < 5 * SMALL
+
+
+def test_wrong_digest_is_told_also_when_the_comparison_was_interrupted(
+    objects: ObjectBucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    foreign = ForeignUpload(objects, "k", chunk_size=SMALL)
+    for _ in range(2):
+        foreign.chunk(bytes(SMALL))
+    foreign.describe(digest="SHA-256=47DEQpj8HBSa-_TImW-5JCeuQeRkm5NMpJWZG3hSuFU=")
+
+    def stop(_: bytes) -> None:
+        raise Stop
+
+    with objects.open("k") as reader:
+        with monkeypatch.context() as patch:
+            patch.setattr(_source, "urlsafe_b64encode", stop)
+            with pytest.raises(Stop):
+                reader.read()
+        with pytest.raises(DigestMismatchError, match="the digest is wrong"):
+            reader.read()
 
 
 @pytest.mark.parametrize(

@@ -199,12 +199,12 @@ class Source:
         self._expect(fits, f"chunk {number + 1} of {info.chunks} has {len(data)} bytes")
         verified, length = self._verified
         if length == start:
-            verified = verified.copy()
+            verified, length = verified.copy(), end
             verified.update(data)
-            self._verified = verified, end
-            if number + 1 == info.chunks and info.digest:
-                digest = f"SHA-256={urlsafe_b64encode(verified.digest()).decode()}"
-                self._expect(digest == info.digest, "the digest is wrong")
+            self._verified = verified, length
+        if number + 1 == info.chunks and length == end and info.digest:
+            digest = f"SHA-256={urlsafe_b64encode(verified.digest()).decode()}"
+            self._expect(digest == info.digest, "the digest is wrong")
         self._next = Place(number + 1, end, sequence + 1)
 
     def _expect(self, right: bool, otherwise: str) -> None:
