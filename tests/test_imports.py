@@ -27,7 +27,7 @@ LATER = (  # with all that is in them
     "mono_sync.server._settings",
     "mono_sync.server._supervisor",
     "mono_sync.server._watchdog",
-    "mono_sync.storage._ports",
+    "mono_sync.storage.kv._port",
     "mono_sync.storage.objects",
     "concurrent.futures.thread",
     "difflib",

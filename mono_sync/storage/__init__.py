@@ -10,8 +10,9 @@ from mono_sync.storage._watcher import Watcher
 from mono_sync.storage.kv import KVBucket, Transaction, TypedBucket
 
 if TYPE_CHECKING:
-    from mono_sync.storage._ports import FileStoragePort, KVStoragePort
+    from mono_sync.storage.kv._port import KVStoragePort
     from mono_sync.storage.objects import (
+        FileStoragePort,
         Folder,
         ObjectBucket,
         ObjectInfo,
@@ -24,8 +25,9 @@ else:  # the first object bucket imports them
     __getattr__, __dir__ = _lazy.on_demand(
         __name__,
         {
-            "mono_sync.storage._ports": ("FileStoragePort", "KVStoragePort"),
+            "mono_sync.storage.kv._port": ("KVStoragePort",),
             "mono_sync.storage.objects": (
+                "FileStoragePort",
                 "Folder",
                 "ObjectBucket",
                 "ObjectInfo",
