@@ -77,6 +77,7 @@ the reason, it is the ``__cause__``.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -509,6 +510,8 @@ class BucketFullError(StorageError, OSError):
         bucket: its name.
     """
 
+    errno: int | None = errno.ENOSPC
+
     def __init__(self, bucket: str, reason: str) -> None:
         self.bucket = bucket
         super().__init__(f"bucket {bucket!r} is full: {reason}")
@@ -521,9 +524,11 @@ class BucketSealedError(StorageError, PermissionError):
         bucket: the bucket.
     """
 
+    errno: int | None = errno.EPERM
+
     def __init__(self, bucket: str) -> None:
         self.bucket = bucket
-        super().__init__(f"bucket {bucket!r} is sealed: it can only be read, or deleted as a whole")
+        super().__init__(f"bucket {bucket!r} is sealed: it can only be read")
 
 
 class InvalidKeyError(StorageError, ValueError):
@@ -544,15 +549,15 @@ class ValueTooLargeError(StorageError, ValueError):
 
     Attributes:
         bucket: the bucket.
-        key: the key.
+        key: the key, or the name of the object.
         size: bytes of the value.
     """
 
-    def __init__(self, bucket: str, key: str, size: int, reason: str) -> None:
+    def __init__(self, bucket: str, key: str, size: int, reason: str, *, what: str = "value for key") -> None:
         self.bucket = bucket
         self.key = key
         self.size = size
-        super().__init__(f"value of {size} bytes for key {key!r} of bucket {bucket!r} is too large: {reason}")
+        super().__init__(f"{what} {key!r} of bucket {bucket!r} is too large, {size} bytes: {reason}")
 
 
 class CodecError(StorageError, ValueError):
@@ -618,6 +623,7 @@ class KeyNotFoundError(StorageError, KeyError):
 class ObjectNotFoundError(KeyNotFoundError, FileNotFoundError):
     """The object is missing: never stored, deleted or expired."""
 
+    errno: int | None = errno.ENOENT
     _what = "object"
 
 
@@ -642,6 +648,7 @@ class ConflictError(StorageError):
 class KeyExistsError(ConflictError, FileExistsError):
     """``create`` found a live key."""
 
+    errno: int | None = errno.EEXIST
     _what = "key"
 
     def __init__(self, bucket: str, key: str, actual: int | None = None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import copy
+import errno
 import inspect
 import pickle
 import re
@@ -14,7 +15,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mono_sync import errors
-from mono_sync.errors import MonoError
+from mono_sync.errors import (
+    BucketFullError,
+    BucketSealedError,
+    KeyExistsError,
+    MonoError,
+    ObjectExistsError,
+    ObjectNotFoundError,
+)
 
 
 class Drawn(NamedTuple):
@@ -127,6 +135,22 @@ def test_str_of_an_error_is_its_message(cls: type[MonoError], data: st.DataObjec
     error = data.draw(instances_of(cls))
     assert error.args == (str(error),)
     assert repr(error).startswith(f"{cls.__name__}(")
+
+
+@pytest.mark.parametrize(
+    ("error", "number"),
+    [
+        (ObjectNotFoundError("b", "k"), errno.ENOENT),
+        (KeyExistsError("b", "k"), errno.EEXIST),
+        (ObjectExistsError("b", "k"), errno.EEXIST),
+        (BucketFullError("b", "maximum bytes exceeded"), errno.ENOSPC),
+        (BucketSealedError("b"), errno.EPERM),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_errors_that_files_have_too_have_their_number(error: OSError, number: int) -> None:
+    assert error.errno == number
+    assert pickle.loads(pickle.dumps(error)).errno == number
 
 
 @pytest.mark.parametrize("cls", [cls for cls in CLASSES.values() if "message" in inspect.signature(cls).parameters])

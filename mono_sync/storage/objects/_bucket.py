@@ -26,10 +26,17 @@ class ObjectBucket(Describing):
 
     Names are any text that is not empty. An object is replaced as a whole: readers see the old one or the new one.
     Every call takes ``timeout``, a total deadline in seconds for all chunks together; omitted, it is the connection's.
-    Calls may raise, besides what they list, `OperationTimeoutError`, `ConnectionLostError` and `ConnectionClosedError`
-    (a write may have happened in the first two cases), `BucketNotFoundError` when the bucket was deleted meanwhile,
-    `InvalidKeyError` and `TypeError` on bad arguments, `JetStreamUnavailableError`, and `StorageError` where another
-    client has left something that does not describe an object.
+
+    Calls may raise, besides what they list:
+
+    * `OperationTimeoutError`: the deadline passed. The object has not changed and never will, unless the error is the
+      kind `OutcomeUnknownError`.
+    * `OutcomeUnknownError`: the answer to the last step was lost, and whether it happened could not be found out.
+    * `ConnectionClosedError`: the connection is closed; a write under way may have happened.
+    * `BucketNotFoundError`: the bucket was deleted meanwhile.
+    * `InvalidKeyError`, `TypeError`: bad name or argument; nothing was sent.
+    * `JetStreamUnavailableError`: the server has no JetStream, or no leader for the bucket until the deadline.
+    * `StorageError`: another client has left something that does not describe an object.
 
     Get one from a plugin, or from ``connection.objects(name)``.
     """
