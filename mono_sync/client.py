@@ -53,11 +53,18 @@ class Connection(CoreConnection):
         """
         return KVBucket.bind(self, bucket, stale_reads=stale_reads, timeout=timeout)
 
-    def objects(self, bucket: str | FSBucketConfig, *, timeout: Timeout = DEFAULT) -> storage.ObjectBucket:
+    def objects(
+        self, bucket: str | FSBucketConfig, *, stale_reads: bool = False, timeout: Timeout = DEFAULT
+    ) -> storage.ObjectBucket:
         """Open an object bucket: an existing one by its name, or by a configuration, which creates or updates it.
 
         Use the name unless you own the bucket. A configuration sets every option, those left out to their defaults: on
         a bucket that exists this undoes what its owner has chosen, and a shorter ``ttl`` deletes data.
+
+        Args:
+            bucket: its name or configuration.
+            stale_reads: as for `kv`.
+            timeout: total deadline.
 
         Raises:
             BucketNotFoundError: there is none of that name.
@@ -65,7 +72,7 @@ class Connection(CoreConnection):
             BucketConfigError: the server refuses the configuration.
             UnsupportedByServerError: the server is too old for an option.
         """
-        return storage.ObjectBucket.bind(self, bucket, timeout=timeout)
+        return storage.ObjectBucket.bind(self, bucket, stale_reads=stale_reads, timeout=timeout)
 
 
 def connect(

@@ -111,7 +111,7 @@ def write_at_once(bucket: KVBucket, keys: Iterable[str]) -> None:
 
 
 @contextlib.contextmanager
-def api_calls(bucket: KVBucket) -> Iterator[Callable[[], list[str]]]:
+def api_calls(bucket: KVBucket | ObjectBucket) -> Iterator[Callable[[], list[str]]]:
     """Watch through a second connection which calls of JetStream's API concern the bucket."""
     connection, seen = bucket._connection, list[str]()
     watching = Listening("$JS.API.>", lambda message: seen.append(message.subject), lambda error: None)
@@ -121,8 +121,7 @@ def api_calls(bucket: KVBucket) -> Iterator[Callable[[], list[str]]]:
 
         def calls() -> list[str]:
             watcher.flush()  # and so has what was said before
-            stream = f"KV_{bucket.name}"
-            return [subject.removeprefix("$JS.API.") for subject in seen if stream in subject.split(".")]
+            return [subject.removeprefix("$JS.API.") for subject in seen if bucket._stream in subject.split(".")]
 
         yield calls
 

@@ -32,7 +32,7 @@ from mono_sync.connection import JetStream, Json
 from mono_sync.storage.objects import _sink, _sweep, _upload
 from tests.fixtures.cluster import Cluster
 from tests.fixtures.waiting import wait_until
-from tests.storage.helpers import Interrupting, chunk_subjects
+from tests.storage.helpers import Interrupting, api_calls, chunk_subjects
 from tests.support.threads import Background, Repeated
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]  # an election takes its time on a busy machine
@@ -235,6 +235,17 @@ def lagging(cluster: Cluster) -> Iterator[ObjectBucket]:
 
     with Repeated([run_a_little]):
         yield objects
+
+
+def test_the_leader_answers_unless_stale_reads_are_asked_for(cluster: Cluster) -> None:
+    objects = _open(cluster)
+    objects.put("k", b"v")
+    stale = cluster.connect().objects("b", stale_reads=True)
+    with api_calls(objects) as calls:
+        assert objects.stat("k").size == 1
+        assert calls() == ["STREAM.MSG.GET.OBJ_b"]
+        assert stale.get("k") in (None, b"v")
+        assert calls()[1].startswith("DIRECT.GET.OBJ_b.$O.b.M.")
 
 
 def test_list_has_what_was_written_before_whichever_server_answers(lagging: ObjectBucket) -> None:
