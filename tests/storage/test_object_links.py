@@ -8,7 +8,9 @@ import pytest
 
 from mono_sync import (
     ConfigurationError,
+    Connection,
     InvalidKeyError,
+    KVBucketConfig,
     ObjectBucket,
     ObjectExistsError,
     ObjectNotFoundError,
@@ -129,6 +131,13 @@ def test_target_of_another_type_is_refused(objects: ObjectBucket, target: Any) -
         objects.link("l", target)
     with pytest.raises(ConfigurationError, match="the name of a bucket must be a str"):
         objects.link_bucket("l", target)
+
+
+def test_link_to_a_key_value_bucket_is_refused(connection: Connection, objects: ObjectBucket, name: str) -> None:
+    keys: Any = connection.kv(KVBucketConfig(name, storage="memory"))
+    with pytest.raises(ConfigurationError, match="not KVBucket"):
+        objects.link_bucket("l", keys)
+    assert objects.list() == []
 
 
 def test_illegal_names_are_refused(objects: ObjectBucket) -> None:

@@ -165,6 +165,7 @@ def test_what_cannot_be_described_is_refused_at_the_opening(objects: ObjectBucke
         {"ttl": 0.5},
         {"timeout": -1},
         {"if_match": -1},
+        {"if_match": 2**63},
         {"if_match": 1, "mode": "xb"},
     ]
     for wrong in values:
@@ -440,6 +441,17 @@ def test_if_match_replaces_that_version_only(any_objects: ObjectBucket) -> None:
     assert chunk_subjects(any_objects) == {}
 
 
+def test_if_match_of_another_bucket_is_refused(objects: ObjectBucket, new_objects: NewObjects) -> None:
+    info = new_objects().put("k", b"other")
+    objects.put("k", b"mine")
+    for call in (objects.put, lambda *args, **options: objects.open(args[0], "wb", **options)):
+        with pytest.raises(ValueError, match="if_match describes object 'k' of bucket"):
+            call("k", b"", if_match=info)
+    with pytest.raises(ValueError, match="if_match describes object 'k' of bucket"):
+        objects.update_meta("k", description="d", if_match=info)
+    assert objects.get("k") == b"mine"
+
+
 def test_if_match_of_0_wants_no_object(any_objects: ObjectBucket) -> None:
     any_objects.put("k", b"1", if_match=0)
     with pytest.raises(ObjectExistsError):
@@ -449,7 +461,7 @@ def test_if_match_of_0_wants_no_object(any_objects: ObjectBucket) -> None:
 
 def test_if_match_of_another_object_is_refused(objects: ObjectBucket) -> None:
     info = objects.put("other", b"")
-    with pytest.raises(ValueError, match="describes object 'other', not 'k'"):
+    with pytest.raises(ValueError, match=r"describes object 'other' of bucket .*, not 'k' of "):
         objects.put("k", b"", if_match=info)
 
 

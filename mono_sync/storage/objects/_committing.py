@@ -20,6 +20,7 @@ from mono_sync.errors import (
     RevisionMismatchError,
     StorageError,
 )
+from mono_sync.storage._bucket import check_revision
 from mono_sync.storage.objects._info import ObjectInfo
 from mono_sync.storage.objects._meta import read_meta
 from mono_sync.storage.objects._sink import Sinks, clean_up_deadline
@@ -39,24 +40,23 @@ class Condition(NamedTuple):
     revision: int | None = None
 
     @classmethod
-    def of(cls, key: str, if_match: ObjectInfo | int | None) -> Condition:
-        """Read what a caller gave.
+    def of(cls, bucket: str, key: str, if_match: ObjectInfo | int | None) -> Condition:
+        """Read what a caller gave for an object of a bucket.
 
         Raises:
             TypeError: it is none of those.
-            ValueError: it is a negative number, or describes another object.
+            ValueError: it is no revision, or describes another object.
         """
         if isinstance(if_match, ObjectInfo):
-            if if_match.name != key:
-                raise ValueError(f"if_match describes object {if_match.name!r}, not {key!r}")
+            if (if_match.bucket, if_match.name) != (bucket, key):
+                described = f"object {if_match.name!r} of bucket {if_match.bucket!r}"
+                raise ValueError(f"if_match describes {described}, not {key!r} of {bucket!r}")
             return cls(if_match.revision)
         if if_match is None:
             return cls()
         if not isinstance(if_match, int) or isinstance(if_match, bool):
             raise TypeError(f"if_match must be a revision or an ObjectInfo, not {type(if_match).__name__}")
-        if if_match < 0:
-            raise ValueError(f"a revision is not negative: {if_match}")
-        return cls(if_match)
+        return cls(if_match and check_revision(if_match, "; 0 is for none at all"))
 
     def check(self, bucket: str, key: str, newest: StoredMessage | None, *, lives: bool) -> None:
         """Do nothing if what is there is what must be there.

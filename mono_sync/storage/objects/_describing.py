@@ -26,11 +26,9 @@ from mono_sync.errors import (
     ObjectExistsError,
     ObjectNotFoundError,
     OutcomeUnknownError,
-    RevisionMismatchError,
 )
-from mono_sync.storage._bucket import Bucket, check_revision
-from mono_sync.storage._config import FSBucketConfig
 from mono_sync.storage._names import check_bucket_name
+from mono_sync.storage.objects._committing import Condition
 from mono_sync.storage.objects._info import ObjectInfo
 from mono_sync.storage.objects._lifetime import expires_by_itself, remaining
 from mono_sync.storage.objects._meta import (
@@ -69,7 +67,7 @@ class Describing(Writing):
         description: str | None = None,
         headers: Headers | None = None,
         metadata: Metadata | None = None,
-        if_match: int | None = None,
+        if_match: ObjectInfo | int | None = None,
         timeout: Timeout = DEFAULT,
     ) -> ObjectInfo:
         """Change the name of an object or link, or what is said of it, and return what the bucket knows of it then.
@@ -89,13 +87,14 @@ class Describing(Writing):
             description: for people.
             headers: by name, one value or several.
             metadata: custom values by name.
-            if_match: change it only if it is at this revision, the ``revision`` of an `ObjectInfo`.
+            if_match: change it only if it is at this revision, given as one or by an `ObjectInfo`.
             timeout: total deadline.
 
         Raises:
             ObjectNotFoundError: it is missing.
             ObjectExistsError: there is an object or link with the new name already.
             RevisionMismatchError: it is not at the revision ``if_match``.
+            BucketSealedError: the bucket is sealed.
             InvalidHeaderError: a header that no message could carry; nothing was sent.
             ValueTooLargeError: name, description, headers and metadata are more than the server takes in one message.
         """
@@ -104,8 +103,9 @@ class Describing(Writing):
             self._meta_subject(name)
             fields["name"] = name
         changes = {"name": key, **fields}  # other clients may have stored it under another name than it says
-        if if_match is not None:
-            check_revision(if_match)
+        condition = Condition.of(self._name, key, if_match)
+        if condition.revision == 0:
+            raise ValueError("a revision is 1 or more: what is described is there")
         deadline = self._deadline(timeout)
         with self._errors(deadline, "describing object", key):
             while True:
@@ -113,8 +113,7 @@ class Describing(Writing):
                 meta = None if message is None else read_meta(self._name, message)
                 if message is None or meta is None:
                     raise ObjectNotFoundError(self._name, key)
-                if if_match not in (None, message.sequence):
-                    raise RevisionMismatchError(self._name, key, if_match or 0, message.sequence, kind="object")
+                condition.check(self._name, key, message, lives=True)
                 described = changed(meta, message, changes)
                 if not fields:
                     return to_info(self._name, described, message.sequence)
@@ -202,6 +201,7 @@ class Describing(Writing):
         Raises:
             ObjectNotFoundError: there is no object of that name in this bucket.
             ObjectExistsError: there is an object with the name of the link.
+            BucketSealedError: the bucket is sealed.
             ValueError: the target is itself a link.
         """
         deadline = self._deadline(timeout)
@@ -214,7 +214,7 @@ class Describing(Writing):
             raise ValueError(f"{target.name!r} is a link to {target.link}: link to that")
         return self._store_link(link_to(self._name, name, target.bucket, target.name), deadline)
 
-    def link_bucket(self, name: str, bucket: Bucket[FSBucketConfig] | str, *, timeout: Timeout = DEFAULT) -> ObjectInfo:
+    def link_bucket(self, name: str, bucket: Describing | str, *, timeout: Timeout = DEFAULT) -> ObjectInfo:
         """Let a name stand for an object bucket as a whole, and return what this bucket knows of the link.
 
         It cannot be read, but tells others where to look: its ``link`` is the name of the bucket.
@@ -226,10 +226,11 @@ class Describing(Writing):
 
         Raises:
             ObjectExistsError: there is an object with the name of the link.
+            BucketSealedError: the bucket is sealed.
             ConfigurationError: not a legal name of a bucket.
         """
         deadline = self._deadline(timeout)
-        target = check_bucket_name(bucket.name if isinstance(bucket, Bucket) else bucket)
+        target = check_bucket_name(bucket.name if isinstance(bucket, Describing) else bucket)
         self._meta_subject(name)
         return self._store_link(link_to(self._name, name, target, None), deadline)
 
@@ -261,7 +262,9 @@ class Describing(Writing):
 
         Raises:
             ObjectNotFoundError: there is nothing to copy.
+            StorageError: it is a link to a bucket.
             BucketFullError: the bucket's limit is reached.
+            BucketSealedError: the bucket is sealed.
             DigestMismatchError: chunks of the object are missing or damaged.
             ObjectChangedError: it was replaced again and again meanwhile.
         """
@@ -289,7 +292,7 @@ class Describing(Writing):
     def seal(self, *, timeout: Timeout = DEFAULT) -> None:
         """Let nothing in the bucket be changed any more, by nobody and for good. Idempotent.
 
-        It can still be read, and deleted as a whole. The ``ttl`` of the bucket ends as well: what it holds stays.
+        It can still be read. The ``ttl`` of the bucket ends as well: what it holds stays.
         Whoever writes gets `BucketSealedError`.
         """
         deadline = self._deadline(timeout)

@@ -104,7 +104,7 @@ class Writing(Reading):
             BucketConfigError: a ttl, and a bucket that another client made without a TTL per message.
         """
         deadline, view = self._deadline(timeout), _sliceable(data)
-        condition = Condition.of(key, if_match)
+        condition = Condition.of(self._name, key, if_match)
         described = Described(description, headers, metadata)
         upload, size = self._begin(key, condition, described, ttl=ttl, deadline=deadline)
         for start in range(0, len(view), size):
@@ -160,7 +160,7 @@ class Writing(Reading):
         deadline = self._deadline(timeout)
         check_readable(fileobj)
         reporter = Reporter(progress, size_of(fileobj))
-        condition = Condition.of(key, if_match)
+        condition = Condition.of(self._name, key, if_match)
         if resume is not None:
             check_seekable(fileobj, resume)
         described = Described(description, headers, metadata)
@@ -237,7 +237,7 @@ class Writing(Reading):
             raise ValueError("a mode with 'x' takes no if_match: there must be no object")
         default = self._connection.config.call_timeout
         deadline = Deadline.of(timeout, default)
-        condition = Condition(0) if exclusive else Condition.of(key, if_match)
+        condition = Condition(0) if exclusive else Condition.of(self._name, key, if_match)
         described = Described(description, headers, metadata)
         upload, size = self._begin(key, condition, described, ttl=ttl, deadline=Deadline(None))
         if exclusive and (there := self._find(key, deadline, direct=False)) is not None:
