@@ -102,6 +102,13 @@ def work(request: pytest.FixtureRequest, run_nats_server: RunNatsServer, connect
     return Work(connect(f"tls://localhost:{server.port}", tls=trusting), server, slow=False)
 
 
+# Where Python itself runs a callback of a weak set, it reports what a handler raises, and goes on.
+swallowed_by_python = pytest.mark.filterwarnings(
+    "ignore:Exception ignored in. <function WeakSet:pytest.PytestUnraisableExceptionWarning"
+)
+
+
+@swallowed_by_python
 def test_a_signal_handler_may_raise(work: Work) -> None:
     with work.others(), Storm(work.interrupt):
         assert sum(work.is_interrupted() for _ in range(200)) > 40
@@ -115,8 +122,7 @@ def test_a_signal_handler_may_make_requests(work: Work) -> None:
     work.check()
 
 
-# Where Python itself runs a callback of a weak set, it reports what a handler raises, and goes on.
-@pytest.mark.filterwarnings("ignore:Exception ignored in. <function WeakSet:pytest.PytestUnraisableExceptionWarning")
+@swallowed_by_python
 def test_a_signal_handler_may_make_requests_and_raise(work: Work) -> None:
     with work.others(), Storm(work.use_and_interrupt):
         assert sum(work.is_interrupted() for _ in range(100)) > 20
