@@ -17,7 +17,7 @@ from mono_sync.storage.objects._modes import (
     parse_mode,
     text_reader,
 )
-from mono_sync.storage.objects._reader import ObjectReader
+from mono_sync.storage.objects._reader import ObjectReader, UnderText
 from mono_sync.storage.objects._writer import ObjectWriter, TextObjectWriter
 
 
@@ -132,7 +132,8 @@ class ObjectBucket(Describing):
             metadata: as for `put`.
             ttl: as for `put`.
             if_match: as for `put`.
-            timeout: deadline of this call, and of each call of the stream.
+            timeout: deadline of this call, and of each call of the stream. A text stream for reading in which a call
+                has failed raises `StorageError` until its ``seek``, for text was lost in that call.
 
         Raises:
             ObjectNotFoundError: it is missing, and to be read.
@@ -146,9 +147,9 @@ class ObjectBucket(Describing):
             given = (description or None, headers, metadata, ttl, if_match)
             if any(option is not None for option in given):
                 raise ValueError(f"mode {mode!r} is for reading: what describes a new version goes with 'w' or 'x'")
-            reader = self.get_reader(key, timeout=timeout)
             if not wanted.text:
-                return reader
+                return self.get_reader(key, timeout=timeout)
+            reader = self._new_reader(UnderText, key, timeout)
             try:
                 return text_reader(reader, mode, encoding=encoding, errors=errors, newline=newline)
             except BaseException:

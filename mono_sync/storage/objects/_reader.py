@@ -112,7 +112,7 @@ class ObjectReader(io.BufferedIOBase):
     @_alone
     def read(self, size: int | None = -1, /) -> bytes:
         """Return so many bytes, or as many as there are; all that are left where ``size`` is negative or None."""
-        size, deadline = self._clamp(size), None
+        size, deadline = self._clamp(_wanted(size)), None
         if not size:
             return b""
         start, data = self._held
@@ -130,7 +130,8 @@ class ObjectReader(io.BufferedIOBase):
     @_alone
     def read1(self, size: int | None = -1, /) -> bytes:
         """Return up to so many bytes of one chunk, at least one before the end; the rest of it without a size."""
-        piece = self._piece(self._clamp(size), need=1 if size is None or size < 0 else size)
+        wanted = _wanted(size)
+        piece = self._piece(self._clamp(wanted), need=max(1, wanted))
         self._position += len(piece)
         return bytes(piece)
 
@@ -166,13 +167,13 @@ class ObjectReader(io.BufferedIOBase):
     def readline(self, size: int | None = -1, /) -> bytes:
         """Return the next line with its end, or up to so many bytes of it."""
         start, data = self._held
-        begin = self._position - start
-        if begin >= 0 and (size is None or size < 0):  # nearly always
+        begin, wanted = self._position - start, _wanted(size)
+        if begin >= 0 and wanted < 0:  # nearly always
             end = data.find(b"\n", begin) + 1
             if end:
                 self._position = start + end
                 return data[begin:end]
-        left, position, pieces = self._clamp(size), self._position, list[bytes]()
+        left, position, pieces = self._clamp(wanted), self._position, list[bytes]()
         deadline = self._deadline()
         while left:
             start, data = self._chunk_at(position, 1, deadline)
@@ -265,10 +266,10 @@ class ObjectReader(io.BufferedIOBase):
     def _deadline(self) -> Deadline:
         return Deadline.of(self._timeout, self._default_timeout)
 
-    def _clamp(self, size: int | None) -> int:
+    def _clamp(self, wanted: int) -> int:
         """Return how many bytes of a wanted size there are."""
         left = max(0, self.info.size - self._position)
-        return left if size is None or size < 0 else min(size, left)
+        return left if wanted < 0 else min(wanted, left)
 
     def _chunk_at(self, position: int, need: int, deadline: Deadline) -> tuple[int, bytes]:
         start, data = self._held
@@ -293,6 +294,38 @@ class ObjectReader(io.BufferedIOBase):
             put(piece)
             position += len(piece)
         self._position = position
+
+
+class UnderText(ObjectReader):
+    """The stream under one of text, which has lost what it had gathered when a call fails: none after that goes on."""
+
+    _failed = False
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Return so many bytes."""
+        return self._whole(super().read, size)
+
+    def read1(self, size: int | None = -1, /) -> bytes:
+        """Return up to so many bytes of one chunk."""
+        return self._whole(super().read1, size)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        """Change the position: whoever does that knows where to go on."""
+        position = super().seek(offset, whence)
+        self._failed = False
+        return position
+
+    def _whole(self, read: Callable[[int | None], bytes], size: int | None) -> bytes:
+        if self._failed:
+            raise StorageError(f"{self!r} cannot go on: text was lost in a call that failed; seek, or open it anew")
+        self._failed = True
+        data = read(size)
+        self._failed = False
+        return data
+
+
+def _wanted(size: int | None) -> int:
+    return -1 if size is None else operator.index(size)
 
 
 def _bytes_of(buffer: Buffer) -> memoryview:

@@ -14,6 +14,7 @@ from mono_sync.storage.objects._reader import ObjectReader
 from mono_sync.storage.objects._sink import number_of_chunk
 from mono_sync.storage.objects._source import Source
 
+R = TypeVar("R", bound=ObjectReader)
 T = TypeVar("T")
 
 _READ_ATTEMPTS = 100  # a few milliseconds each; many may be replacing it all the time
@@ -61,12 +62,15 @@ class Reading(Catalog):
             ObjectNotFoundError: it is missing.
             StorageError: it is a link to a bucket, or links lead in a circle.
         """
+        return self._new_reader(ObjectReader, key, timeout)
+
+    def _new_reader(self, kind: type[R], key: str, timeout: Timeout) -> R:
         found = self._resolve(key, self._deadline(timeout))
         if found is None:
             raise ObjectNotFoundError(self._name, key)
         bucket, info = found
         source = bucket._source(info)  # noqa: SLF001  # perhaps another bucket of this class
-        return ObjectReader(source, timeout=timeout, default_timeout=self._connection.config.call_timeout)
+        return kind(source, timeout=timeout, default_timeout=self._connection.config.call_timeout)
 
     def _resolve(self, key: str, deadline: Deadline, *, direct: bool | None = None) -> tuple[Self, ObjectInfo] | None:
         """Return the description of an object, and the bucket in which it is; links are followed."""
@@ -114,14 +118,16 @@ class Reading(Catalog):
             DigestMismatchError: it should be there.
         """
         subject = f"$O.{self._name}.C.{info.nuid}"
-        state = self._jetstream.api(f"STREAM.INFO.{self._stream}", {"subjects_filter": subject}, deadline)["state"]
+        stream = self._jetstream.api(f"STREAM.INFO.{self._stream}", {"subjects_filter": subject}, deadline)
+        state = stream["state"]
         count = (state.get("subjects") or {}).get(subject, 0)
         if count == info.chunks:
             return
         newest = self._find(info.name, deadline, direct=False)
         if newest is None or newest.nuid != info.nuid:
             raise ObjectChangedError(self._name, info.name)
-        if self._expires and self._has_lost_its_beginning(newest, count, state["first_seq"], deadline):
+        expires = stream["config"].get("max_age")  # as it is now: the bucket may have got a ttl since it was opened
+        if expires and self._has_lost_its_beginning(newest, count, state["first_seq"], deadline):
             raise ObjectChangedError(self._name, info.name)  # chunks are older than the description, and go first
         raise DigestMismatchError(self._name, info.name, f"{count} of {info.chunks} chunks are left")
 
