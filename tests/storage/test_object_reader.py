@@ -25,6 +25,7 @@ from mono_sync import (
     BucketNotFoundError,
     Connection,
     ConnectionClosedError,
+    DigestMismatchError,
     ForkedError,
     InvalidKeyError,
     ObjectBucket,
@@ -230,6 +231,21 @@ def test_lines_may_be_longer_than_chunks(any_objects: ObjectBucket) -> None:
         assert reader.readline() == b"a" * 100_000 + b"\n"
 
 
+def test_sizes_are_whole_numbers_of_any_kind(bucket: ObjectBucket) -> None:
+    class Two:
+        def __index__(self) -> int:
+            return 2
+
+    with bucket.open("k") as reader:
+        for read in (reader.read, reader.read1, reader.readline):
+            reader.seek(1)
+            with pytest.raises(TypeError):
+                read(2.0)  # type: ignore[arg-type]
+            assert reader.tell() == 1
+            assert read(Two()) == CONTENT[1:3]  # type: ignore[arg-type]
+            assert reader.tell() == 3
+
+
 def test_readinto_fills_buffers_of_any_kind(any_objects: ObjectBucket) -> None:
     any_objects.put("k", CONTENT)
     with any_objects.open("k") as reader:
@@ -381,6 +397,18 @@ def test_any_place_is_found_among_interleaved_uploads_and_under_a_later_descript
                 position = chance.randrange(len(content))
                 reader.seek(position)
                 assert reader.read(150) == content[position : position + 150]
+
+
+def test_chunk_of_another_size_than_its_writer_told_is_damage_where_it_is_jumped_to(
+    any_objects: ObjectBucket,
+) -> None:
+    content = random.Random(6).randbytes(350)
+    upload(any_objects, "k", content, [200, 100, 50], chunk_size=150)  # the last is as small as it should be
+    with any_objects.open("k") as reader:
+        assert reader.read() == content
+        reader.seek(150)
+        with pytest.raises(DigestMismatchError, match="chunk 2 of 3 has 100 bytes"):
+            reader.read(10)
 
 
 @pytest.mark.parametrize("size", [0, -5, 10**12])

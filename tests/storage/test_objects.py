@@ -343,6 +343,14 @@ def test_object_whose_chunks_have_expired_before_its_description_is_missing(new_
     assert objects.get("k", b"d") == b"d"
 
 
+def test_object_that_begins_to_expire_in_a_bucket_that_got_its_ttl_later_is_missing(new_objects: NewObjects) -> None:
+    objects = new_objects()
+    objects.put("k", _content(300_000))
+    raw_objects(objects).update(max_age=100 * 10**9)
+    raw_objects(objects).api("STREAM.PURGE.{stream}", {"seq": 3})
+    assert objects.get("k") is None
+
+
 def test_object_that_goes_on_expiring_while_that_is_found_out_is_missing(
     new_objects: NewObjects, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -383,12 +391,26 @@ NO_DESCRIPTIONS: list[Any] = [
     {"nuid": "n"},
     {"name": "k", "headers": 5},
     {"name": 5},
-    {"name": "k", "nuid": None},
+    {"name": "k", "nuid": []},
     {"name": "k", "mtime": 5},
     {"name": "k", "mtime": "yesterday"},
     {"name": "k", "size": "large"},
     {"name": "k", "options": 5},
 ]
+
+
+def test_what_is_null_is_left_out(any_objects: ObjectBucket) -> None:
+    describe(any_objects, "k", {"name": "k", "nuid": "n", **dict.fromkeys(["description", "headers", "digest"])})
+    assert any_objects.stat("k").description == ""
+    assert [info.name for info in any_objects.list()] == ["k"]
+
+
+def test_header_with_a_single_value_may_be_stored_as_a_text(any_objects: ObjectBucket) -> None:
+    """As nats-py does."""
+    describe(any_objects, "k", {"name": "k", "headers": {"Content-Type": "text/plain", "A": ["1", "2"]}})
+    info = any_objects.stat("k")
+    assert info.headers == {"Content-Type": ("text/plain",), "A": ("1", "2")}
+    assert info.content_type == "text/plain"
 
 
 def test_time_that_a_go_client_leaves_out_is_that_of_the_message(any_objects: ObjectBucket) -> None:

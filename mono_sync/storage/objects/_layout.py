@@ -51,6 +51,10 @@ class Layout:
         """Return the place of the chunk that holds an offset, which is within the object."""
         raise NotImplementedError
 
+    def fits(self, number: int, size: int) -> bool:
+        """Return whether a chunk, not the last one, may be so large."""
+        raise NotImplementedError
+
 
 class Even(Layout):
     """Chunks of one size, but for the last."""
@@ -62,6 +66,9 @@ class Even(Layout):
     def place_at(self, offset: int) -> Place:
         number = offset // self._size
         return Place(number, number * self._size, 0)
+
+    def fits(self, number: int, size: int) -> bool:  # noqa: ARG002  # all are of one size
+        return size == self._size
 
 
 class Uneven(Layout):
@@ -75,6 +82,9 @@ class Uneven(Layout):
     def place_at(self, offset: int) -> Place:
         number = bisect_right(self._offsets, offset) - 1
         return Place(number, self._offsets[number], self._sequences[number])
+
+    def fits(self, number: int, size: int) -> bool:
+        return size == self._offsets[number + 1] - self._offsets[number]
 
 
 def measure(info: ObjectInfo, open_delivery: Open, deadline: Deadline) -> Layout:

@@ -150,7 +150,9 @@ def read_meta(bucket: str, message: StoredMessage) -> Json | None:
         if not meta.get("name"):
             raise ValueError("it has no name")
         for field, kind in _FIELDS.items():
-            if not isinstance(meta.setdefault(field, kind()), kind):
+            if meta.get(field) is None:
+                meta[field] = kind()
+            if not isinstance(meta[field], kind):
                 raise TypeError(f"{field} is no {kind.__name__}")
         return meta
     except (ValueError, AttributeError, TypeError) as error:
@@ -185,9 +187,13 @@ def read_info(bucket: str, message: StoredMessage) -> ObjectInfo | None:
         raise StorageError(f"bucket {bucket!r}: {message.subject} does not describe an object: {error!r}") from error
 
 
+def _all_of(values: str | list[str]) -> tuple[str, ...]:
+    return (values,) if isinstance(values, str) else tuple(values)  # nats-py stores a str as it is given
+
+
 def to_info(bucket: str, meta: Json, revision: int) -> ObjectInfo:
     """Return a description as our own type."""
-    headers = {name: tuple(values) for name, values in (meta.get("headers") or {}).items()}
+    headers = {name: _all_of(values) for name, values in (meta.get("headers") or {}).items()}
     metadata = {name: str(value) for name, value in (meta.get("metadata") or {}).items()}
     options = meta.get("options") or {}
     link = options.get("link")

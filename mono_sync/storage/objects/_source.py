@@ -195,7 +195,10 @@ class Source:
         """Check a chunk, and go on to the next. An interrupt leaves either done or undone."""
         info, (number, start, _) = self.info, self._next
         end = start + len(data)
-        fits = end <= info.size if number + 1 < info.chunks else end == info.size
+        if number + 1 < info.chunks:
+            fits = end <= info.size and (self._layout is None or self._layout.fits(number, len(data)))
+        else:
+            fits = end == info.size
         self._expect(fits, f"chunk {number + 1} of {info.chunks} has {len(data)} bytes")
         verified, length = self._verified
         if length == start:
