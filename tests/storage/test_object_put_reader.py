@@ -24,6 +24,8 @@ from mono_sync import (
     Connection,
     FSBucketConfig,
     ObjectBucket,
+    ObjectInfo,
+    ObjectWriter,
     OperationTimeoutError,
     UnsupportedByServerError,
     UploadLostError,
@@ -334,15 +336,57 @@ def test_longest_ttl_is_taken(objects: ObjectBucket) -> None:
     assert objects.get("k") == content(3 * CHUNK)
 
 
-def test_chunks_outlive_the_description_by_the_time_that_the_upload_may_take(objects: ObjectBucket) -> None:
-    info = objects.put("k", content(3 * CHUNK), ttl=10, timeout=20)
+def _ttls(objects: ObjectBucket, info: ObjectInfo) -> list[int]:
+    """Return for how long all messages up to a description live."""
     raw, ttls = raw_objects(objects), list[int]()
-    for sequence in range(1, info.revision + 1):
+    for sequence in range(raw.state["first_seq"], info.revision + 1):
         block = b64decode(raw.api("STREAM.MSG.GET.{stream}", {"seq": sequence})["message"]["hdrs"])
         ttls.append(int(parse_header_block(block)[0]["Nats-TTL"]))
-    assert len(ttls) == 4
+    return ttls
+
+
+def test_chunks_outlive_the_description_by_the_time_that_the_upload_may_take(objects: ObjectBucket) -> None:
+    info = objects.put("k", content(3 * CHUNK), ttl=10, timeout=20)
+    assert len(ttls := _ttls(objects, info)) == 4
     assert ttls[-1] == 10
     assert min(ttls[:-1]) > 30
+
+
+def _stream(objects: ObjectBucket, ttl: int) -> ObjectInfo:
+    writer: ObjectWriter = objects.open("k", "wb", ttl=ttl)
+    with writer:
+        writer.write(content(3 * CHUNK))
+    assert writer.info is not None
+    return writer.info
+
+
+def _unhurried(objects: ObjectBucket, ttl: int) -> ObjectInfo:
+    return objects.put_reader("k", io.BytesIO(content(3 * CHUNK)), ttl=ttl, timeout=None)
+
+
+@pytest.mark.parametrize("store", [_stream, _unhurried])
+@pytest.mark.parametrize(("ttl", "may_take"), [(1, 600), (3600, 3600), (10 * 86400, 86400)])
+def test_chunks_of_an_upload_without_a_deadline_live_little_longer_than_that_of_a_short_one(
+    objects: ObjectBucket, store: Callable[[ObjectBucket, int], ObjectInfo], ttl: int, may_take: int
+) -> None:
+    *chunks, description = _ttls(objects, store(objects, ttl))
+    assert description == ttl
+    assert chunks == [ttl + may_take + 121] * 3
+
+
+def test_chunks_that_may_be_gone_on_with_live_for_a_day_longer_whatever_the_timeout(objects: ObjectBucket) -> None:
+    for timeout in (10, None):
+        info = objects.put_reader("k", io.BytesIO(b"x"), ttl=5, resume=f"{timeout}", timeout=timeout)
+        assert _ttls(objects, info)[-2:] == [5 + 86400 + 121, 5]
+
+
+def test_stream_that_took_longer_than_its_chunks_live_is_refused(
+    objects: ObjectBucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_writing, "_LONGEST_UPLOAD", 0.0)
+    with pytest.raises(UploadLostError, match="its chunks would expire before it"):
+        _stream(objects, 5)
+    assert chunk_subjects(objects) == {}
 
 
 def test_upload_that_took_longer_than_its_chunks_live_is_refused(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import random
+import time
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -240,8 +241,28 @@ def test_text_that_is_none_is_refused(objects: ObjectBucket, token: Any, error: 
 
 
 def test_time_to_live_counts_from_the_first_attempt(objects: ObjectBucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_writing, "_LONGEST_UPLOAD", 1.0)
+    begun = time.monotonic()
     with pytest.raises(OopsError):
         objects.put_reader("k", Failing(CONTENT, 5 * CHUNK), resume="t", ttl=60)
-    monkeypatch.setattr(_writing, "_LONGEST_UPLOAD", 0.0)
+    wait_until(lambda: time.monotonic() - begun > 1.5, "more than a second has passed")
     with pytest.raises(UploadLostError, match="its chunks would expire before it"):
         objects.put_reader("k", io.BytesIO(CONTENT), resume="t", ttl=60)
+
+
+@pytest.mark.parametrize(("first", "second"), [(60, None), (None, 60), (60, 61)])
+def test_upload_cannot_go_on_with_another_time_to_live(
+    objects: ObjectBucket, first: int | None, second: int | None
+) -> None:
+    """Its chunks would expire before it, or stay when it does."""
+    with pytest.raises(OopsError):
+        objects.put_reader("k", Failing(CONTENT, 5 * CHUNK), resume="t", ttl=first)
+    with pytest.raises(UploadLostError, match="what was stored before was to live for another time"):
+        objects.put_reader("k", io.BytesIO(CONTENT), resume="t", ttl=second)
+    objects.put_reader("k", io.BytesIO(CONTENT), resume="t", ttl=first, timeout=None)
+    assert objects.get("k") == CONTENT
+
+
+def test_once_it_is_stored_it_is_returned_whatever_else_is_asked(objects: ObjectBucket) -> None:
+    first = objects.put_reader("k", io.BytesIO(CONTENT), resume="t", description="first", if_match=0)
+    assert objects.put_reader("k", io.BytesIO(CONTENT), resume="t", description="second", if_match=0) == first

@@ -12,6 +12,7 @@ import mono_sync
 from mono_sync import (
     BucketFullError,
     BucketNotFoundError,
+    BucketSealedError,
     Connection,
     FSBucketConfig,
     KVBucketConfig,
@@ -191,10 +192,30 @@ def test_upload_during_which_the_bucket_is_reset_fails(new_objects: NewObjects) 
     writer.flush()
     objects.reset()
     writer.write(CONTENT[: 3 * CHUNK])
-    with pytest.raises(UploadLostError, match="the stream holds"):
+    with pytest.raises(UploadLostError, match=r"the stream holds \d chunks?, and not the [2-5] that were stored"):
         writer.close()
     assert not objects.exists("k")
     assert chunk_subjects(objects) == {}
+
+
+def test_nothing_is_said_of_chunks_that_a_sealed_bucket_did_not_take(
+    new_objects: NewObjects, caplog: pytest.LogCaptureFixture
+) -> None:
+    objects = new_objects()
+    objects.seal()
+    for size in (5, 10 * CHUNK):
+        with pytest.raises(BucketSealedError):
+            objects.put("k", bytes(size))
+    assert caplog.text == ""
+
+
+def test_chunks_that_are_left_behind_in_a_bucket_that_is_sealed_meanwhile_are_told_of(
+    new_objects: NewObjects, caplog: pytest.LogCaptureFixture
+) -> None:
+    objects = new_objects()
+    with pytest.raises(BucketSealedError):
+        objects.put_reader("k", Interrupting(CONTENT, 20 * CHUNK, objects.seal))
+    assert "may be left behind" in caplog.text
 
 
 def test_upload_whose_first_chunks_have_expired_in_the_meantime_fails(any_new_objects: NewObjects) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import csv
 import gc
 import gzip
@@ -138,9 +139,19 @@ def test_it_is_a_binary_stream_that_can_only_be_written(objects: ObjectBucket) -
             with pytest.raises(io.UnsupportedOperation):
                 call()
         writer.writelines([b"a", b"b"])
-        assert repr(writer) == "<ObjectWriter 'k' wb>"
+        assert repr(writer) == f"<ObjectWriter 'k' of bucket {objects.name!r}, at 2>"
     assert writer.closed
+    assert repr(writer) == f"<ObjectWriter 'k' of bucket {objects.name!r}, closed>"
     assert objects.get("k") == b"ab"
+
+
+def test_stream_can_neither_be_copied_nor_pickled(objects: ObjectBucket) -> None:
+    with opened(objects) as writer, text(objects) as lines:
+        for call in (copy.copy, copy.deepcopy, pickle.dumps):
+            with pytest.raises(TypeError, match=r"cannot pickle <ObjectWriter 'k' of bucket .*: it is a stream"):
+                call(writer)
+            with pytest.raises(TypeError, match="cannot pickle"):
+                call(lines)
 
 
 def test_description_and_headers_are_stored(objects: ObjectBucket) -> None:
@@ -307,7 +318,7 @@ def test_calls_after_the_end_are_refused_as_files_do(objects: ObjectBucket) -> N
 
 def test_a_stream_that_is_never_closed_stores_nothing_and_says_so(objects: ObjectBucket) -> None:
     objects.put("k", b"old")
-    with pytest.warns(ResourceWarning, match="unclosed <ObjectWriter 'k' wb>: it is not stored"):
+    with pytest.warns(ResourceWarning, match="unclosed <ObjectWriter 'k' of bucket .*, at 393216>: it is not stored"):
         write_and_forget(opened(objects), content(3 * CHUNK))
     assert objects.get("k") == b"old"
 
@@ -502,7 +513,7 @@ def test_text_stream_can_be_aborted(objects: ObjectBucket) -> None:
 
 
 def test_text_stream_that_is_never_closed_stores_nothing_and_says_so(objects: ObjectBucket) -> None:
-    with pytest.warns(ResourceWarning, match="unclosed <ObjectWriter 'k' wb>: it is not stored"):
+    with pytest.warns(ResourceWarning, match=r"unclosed <ObjectWriter 'k' of bucket .*, at \d+>: it is not stored"):
         write_and_forget(text(objects), "x" * 300_000)
     assert not objects.exists("k")
 
@@ -525,6 +536,23 @@ def test_text_stream_whose_flush_fails_at_the_end_stores_nothing(
     assert objects.get("k") == b"old"
 
 
+def test_interrupt_of_a_text_stream_at_its_end_comes_out_as_such(
+    objects: ObjectBucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    objects.put("k", b"old")
+    lines = text(objects)
+    lines.write("x")
+
+    def interrupt(_deadline: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(lines._binary._upload, "flush", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        lines.close()
+    assert lines.closed
+    assert objects.get("k") == b"old"
+
+
 @pytest.mark.parametrize("ends", [lambda lines: lines.write("y" * 20_000), lambda lines: lines.flush()])
 def test_text_stream_that_was_refused_by_the_binary_one_is_never_stored_without_what_it_held(
     objects: ObjectBucket, ends: Callable[[Any], object]
@@ -533,7 +561,7 @@ def test_text_stream_that_was_refused_by_the_binary_one_is_never_stored_without_
     lines = text(objects)
     lines.write("x" * CHUNK * 2)
     lines.write("held")
-    with lines._binary._one_at_a_time(), pytest.raises(StorageError, match="in use"):
+    with lines._binary._turn, pytest.raises(StorageError, match="in use"):
         ends(lines)
     with pytest.raises(StorageError, match="was not stored, for a call before failed"):
         lines.close()
@@ -568,7 +596,7 @@ def test_second_thread_at_the_same_moment_is_refused(objects: ObjectBucket, monk
         first = pool.submit(writer.write, content(CHUNK))
         assert inside.wait(10)
         for call in (lambda: writer.write(b"x"), writer.flush, writer.close, writer.abort):
-            with pytest.raises(StorageError, match="in use: a stream is for one thread at a time"):
+            with pytest.raises(StorageError, match="in use: one thread at a time"):
                 call()
         leave.set()
         assert first.result(10) == CHUNK

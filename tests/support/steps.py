@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator
-from types import FrameType
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from types import FrameType, ModuleType, TracebackType
+from typing import Any, Self
 
 from mono_sync.adapter import _inlet, _outlet, _wire
 
@@ -36,3 +36,38 @@ def interrupted(step: int, action: Callable[[], object]) -> Iterator[Callable[[]
         yield lambda: left <= 0
     finally:
         sys.settrace(before)
+
+
+class Signalled:
+    """Calls ``action`` the n-th time that the interpreter may run a signal handler in the code of some modules.
+
+    That is when a function begins and when one in C has returned. It does so between no other two steps, on which the
+    ``with`` of a lock relies; `interrupted` knows no such difference.
+
+    Attributes:
+        happened: whether there was such a moment.
+    """
+
+    def __init__(self, moment: int, action: Callable[[], object], modules: Iterable[ModuleType]) -> None:
+        self.happened: bool = False
+        self._left = moment
+        self._action = action
+        self._files = {module.__file__ for module in modules}
+
+    def __enter__(self) -> Self:
+        self._before = sys.getprofile()
+        sys.setprofile(self._note)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        sys.setprofile(self._before)
+
+    def _note(self, frame: FrameType, event: str, _: Any) -> None:
+        if event not in ("call", "c_return") or frame.f_code.co_filename not in self._files:
+            return
+        self._left -= 1
+        if self._left == 0:
+            self.happened = True
+            self._action()

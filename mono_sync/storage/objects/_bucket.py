@@ -130,7 +130,9 @@ class ObjectBucket(Describing):
             description: as for `put`; this and what follows is for writing only.
             headers: as for `put`.
             metadata: as for `put`.
-            ttl: as for `put`.
+            ttl: as for `put`. From the first chunk that is sent to the end it may take ten minutes, or as long as the
+                object lives if that is longer, at most a day: else `ObjectWriter.close` raises `UploadLostError`. The
+                room may stay taken for that much and two minutes after the object has expired.
             if_match: as for `put`.
             timeout: deadline of this call, and of each call of the stream. A text stream for reading in which a call
                 has failed raises `StorageError` until its ``seek``, for text was lost in that call.
@@ -139,6 +141,8 @@ class ObjectBucket(Describing):
             ObjectNotFoundError: it is missing, and to be read.
             ObjectExistsError: it is there, and the mode has an ``x``.
             StorageError: it is a link to a bucket, or links lead in a circle.
+            TypeError: the mode or an option is of a wrong type, or one that only the built-in ``open`` has, such as
+                ``buffering``.
             ValueError: no such mode, or options that do not go with it.
             LookupError: no such encoding.
         """

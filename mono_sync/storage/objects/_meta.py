@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TypeAlias
 
-from mono_sync.adapter import Payload, check_header
+from mono_sync.adapter import check_header
 from mono_sync.connection import Json, StoredMessage, parse_time
 from mono_sync.errors import StorageError, ValueTooLargeError
 from mono_sync.storage.objects._info import ObjectInfo
@@ -23,13 +23,8 @@ _NO_TIME = "0001-01-01"  # what Go clients store: there the time of the message 
 _MESSAGE_HEADERS = 256  # of a description, at most
 
 
-def sha256(data: Payload) -> str:
-    """Return the digest in the form in which it is stored."""
-    return digest_of(hashlib.sha256(data))
-
-
 def digest_of(content: hashlib._Hash) -> str:
-    """Return the digest of content that was hashed piece by piece, in the same form."""
+    """Return the digest of content that was hashed piece by piece, in the form in which it is stored."""
     return f"SHA-256={urlsafe_b64encode(content.digest()).decode()}"
 
 
@@ -41,22 +36,21 @@ def new_time() -> str:
 def new_meta(
     bucket: str,
     name: str,
-    view: memoryview,
     *,
     chunk: int,
     description: str,
     headers: Headers | None,
     metadata: Metadata | None = None,
 ) -> Json:
-    """Describe a new version of an object. Raises what `said` raises."""
+    """Describe a new version of an object, which has no content so far. Raises what `said` raises."""
     return _stamped(
         name=name,
         bucket=bucket,
         **said(description=description, headers={} if headers is None else headers, metadata=metadata),
         options={"max_chunk_size": chunk},
-        size=len(view),
-        chunks=-(-len(view) // chunk),
-        digest=sha256(view),
+        size=0,
+        chunks=0,
+        digest=digest_of(hashlib.sha256()),
     )
 
 

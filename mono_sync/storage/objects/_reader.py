@@ -2,45 +2,25 @@
 
 from __future__ import annotations
 
-import functools
 import io
 import operator
 import os
-import threading
 import warnings
 from collections.abc import Callable
-from typing import Any, Concatenate, Final, NoReturn, ParamSpec, Self, TypeVar
+from typing import Any, Final, Self
 
 from typing_extensions import Buffer
 
 from mono_sync._durations import Deadline, Timeout
-from mono_sync.errors import ForkedError, StorageError
+from mono_sync.errors import StorageError
 from mono_sync.storage.objects._info import ObjectInfo
+from mono_sync.storage.objects._lone_stream import LoneStream, alone
 from mono_sync.storage.objects._source import Source
-
-P = ParamSpec("P")
-T = TypeVar("T")
 
 _NOTHING: Final = (0, b"")
 
 
-def _alone(method: Callable[Concatenate[ObjectReader, P], T]) -> Callable[Concatenate[ObjectReader, P], T]:
-    """Let a method run in one thread at a time, on a stream that is open.
-
-    A lock that is taken at once or not at all stays locked where a signal handler raises right then; one that ``with``
-    takes does not. So a thread that comes in the same instant as another may wait for it.
-    """
-
-    @functools.wraps(method)
-    def call(self: ObjectReader, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        self._check_usable()
-        with self._turn:
-            return method(self, *args, **kwargs)
-
-    return call
-
-
-class ObjectReader(io.BufferedIOBase):
+class ObjectReader(LoneStream):
     """One version of an object, as a binary stream: seekable, buffered, a context manager. One thread at a time.
 
     Get one from `ObjectBucket.get_reader` or `ObjectBucket.open`. It does what a file that is opened with mode ``"rb"``
@@ -80,8 +60,6 @@ class ObjectReader(io.BufferedIOBase):
         self._source = source
         self._timeout = timeout
         self._default_timeout = default_timeout
-        self._turn = threading.Lock()
-        self._pid = os.getpid()
         self._position = 0
         self._held = _NOTHING  # the chunk that was read last, and where it begins
 
@@ -109,7 +87,7 @@ class ObjectReader(io.BufferedIOBase):
 
     # --- reading
 
-    @_alone
+    @alone
     def read(self, size: int | None = -1, /) -> bytes:
         """Return so many bytes, or as many as there are; all that are left where ``size`` is negative or None."""
         size, deadline = self._clamp(_wanted(size)), None
@@ -127,7 +105,7 @@ class ObjectReader(io.BufferedIOBase):
         self._transfer(size, gathered.write, deadline)
         return gathered.getvalue()
 
-    @_alone
+    @alone
     def read1(self, size: int | None = -1, /) -> bytes:
         """Return up to so many bytes of one chunk, at least one before the end; the rest of it without a size."""
         wanted = _wanted(size)
@@ -135,7 +113,7 @@ class ObjectReader(io.BufferedIOBase):
         self._position += len(piece)
         return bytes(piece)
 
-    @_alone
+    @alone
     def readinto(self, buffer: Buffer, /) -> int:
         """Fill a buffer, as far as there are bytes, and return how many."""
         with _bytes_of(buffer) as view:
@@ -149,7 +127,7 @@ class ObjectReader(io.BufferedIOBase):
             self._transfer(self._clamp(len(view)), put)
             return filled
 
-    @_alone
+    @alone
     def readinto1(self, buffer: Buffer, /) -> int:
         """Put bytes of one chunk into a buffer, at least one before the end, and return how many."""
         with _bytes_of(buffer) as view:
@@ -158,12 +136,12 @@ class ObjectReader(io.BufferedIOBase):
             self._position += len(piece)
             return len(piece)
 
-    @_alone
+    @alone
     def peek(self, size: int = 0, /) -> bytes:  # noqa: ARG002  # as of a file, of no consequence
         """Return the rest of a chunk, at least one byte before the end, and leave the position where it is."""
         return bytes(self._piece(self._clamp(-1), need=1))
 
-    @_alone
+    @alone
     def readline(self, size: int | None = -1, /) -> bytes:
         """Return the next line with its end, or up to so many bytes of it."""
         start, data = self._held
@@ -196,7 +174,7 @@ class ObjectReader(io.BufferedIOBase):
 
     # --- the position
 
-    @_alone
+    @alone
     def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
         """Change the position, and return it; nothing is fetched."""
         base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self.info.size}.get(whence)
@@ -208,7 +186,7 @@ class ObjectReader(io.BufferedIOBase):
         self._position = position
         return position
 
-    @_alone
+    @alone
     def tell(self) -> int:
         """Return the position."""
         return self._position
@@ -234,9 +212,6 @@ class ObjectReader(io.BufferedIOBase):
             finally:
                 super().close()
 
-    def __reduce__(self) -> NoReturn:
-        raise TypeError(f"cannot pickle {self!r}: it is a stream")
-
     def _dealloc_warn(self, owner: object, warn: Any = warnings.warn) -> None:
         """Warn in the name of a text stream that is collected, whose end closes this one; CPython calls it."""
         warn(f"unclosed {owner!r}: call close() or use it as a context manager", ResourceWarning)
@@ -254,14 +229,6 @@ class ObjectReader(io.BufferedIOBase):
         return f"<{type(self).__name__} {self.name!r} of bucket {self.info.bucket!r}, {state}>"
 
     # ---
-
-    def _check_usable(self) -> None:
-        if self._pid != os.getpid():
-            raise ForkedError(f"{self!r} belongs to the parent process: open it anew in this one")
-        if self.closed:
-            raise ValueError(f"I/O operation on {self!r}")
-        if self._turn.locked():
-            raise StorageError(f"{self!r} is in use: one thread at a time")
 
     def _deadline(self) -> Deadline:
         return Deadline.of(self._timeout, self._default_timeout)

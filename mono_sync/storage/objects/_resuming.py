@@ -11,6 +11,7 @@ from typing import Final, NamedTuple, Protocol
 from mono_sync._durations import Deadline
 from mono_sync.connection import JetStream, Json, StoredMessage, parse_time
 from mono_sync.errors import OperationTimeoutError
+from mono_sync.storage.objects._lifetime import TTL
 from mono_sync.storage.objects._meta import digest_of
 from mono_sync.storage.objects._sink import ChunksLostError
 
@@ -69,6 +70,7 @@ class Found(NamedTuple):
         content: the hash of the bytes.
         age: seconds since the first chunk was stored.
         idle: seconds since the last one was.
+        ttl: for how long the last one lives, as its header says; None: it stays.
         complete: whether that is all that the file has.
     """
 
@@ -78,6 +80,7 @@ class Found(NamedTuple):
     content: hashlib._Hash
     age: float
     idle: float
+    ttl: str | None
     complete: bool
 
 
@@ -133,7 +136,7 @@ class Resumption:
         idle = (now - newest.time).total_seconds()
         complete = not self._file.read(1)
         self._file.seek(self._start + size)
-        return Found(size, chunks, newest.sequence, content, age, idle, complete)
+        return Found(size, chunks, newest.sequence, content, age, idle, newest.headers.get(TTL), complete)
 
     def is_whole(self, meta: Json) -> bool:
         """Return whether the whole file is what a description describes."""

@@ -85,7 +85,7 @@ class Sinks:
         writer: the stream.
         bucket: name of the bucket.
         stream: name of the stream.
-        max_age: seconds after which the stream removes its messages; None: never.
+        max_age: seconds after which the stream removes its messages; 0: never.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class Sinks:
         *,
         bucket: str,
         stream: str,
-        max_age: float | None,
+        max_age: float,
     ) -> None:
         self._connection = connection
         self._jetstream = jetstream
@@ -375,7 +375,8 @@ class Sink:
             if known is None or known > count:
                 break
             # else one that was sent before has arrived between the two looks
-        raise ChunksLostError(f"the stream holds {count} chunks of which this upload knows {known}")
+        stored, kind = self.count - len(self._under_way), "chunk" if count == 1 else "chunks"
+        raise ChunksLostError(f"the stream holds {count} {kind}, and not the {stored} that were stored")
 
     def _count(self, deadline: Deadline) -> int:
         query = {"subjects_filter": self._subject}

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from typing import Final, Protocol
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Final
 
 from mono_sync._durations import Deadline
-from mono_sync.adapter import Message
-from mono_sync.connection import Json, StoredMessage
-from mono_sync.errors import StorageError, UploadLostError
+from mono_sync.connection import Json
+from mono_sync.errors import BucketSealedError, StorageError, UploadLostError
+from mono_sync.storage.objects._committing import Commit
 from mono_sync.storage.objects._info import ObjectInfo
+from mono_sync.storage.objects._lifetime import TTL
 from mono_sync.storage.objects._meta import digest_of, new_time, to_info
 from mono_sync.storage.objects._progress import Reporter
 from mono_sync.storage.objects._resuming import Found, prefix_header
@@ -21,27 +23,6 @@ COMMIT_TIME: Final = 120.0
 """Seconds that may lie between the last chunk and the description. Far less than `sweep` lets chunks alone."""
 
 _NOBODY: Final = Reporter(None, None)
-
-
-class Committer(Protocol):
-    """What makes chunks an object."""
-
-    @property
-    def question(self) -> tuple[str, bytes] | None:
-        """Subject and payload of a question to which the answer helps `look`; None: there is none."""
-
-    def look(self, answer: Message | None, deadline: Deadline) -> StoredMessage | None:
-        """Return what describes the version that there is now, given what was answered."""
-
-    def commit(self, meta: Json, newest: StoredMessage | None, deadline: Deadline) -> int:
-        """Store a description in place of that, or of what has come meanwhile, and return its revision."""
-
-    @property
-    def in_doubt(self) -> bool:
-        """Whether it may be stored although `commit` has raised."""
-
-    def errors(self, deadline: Deadline, size: int) -> AbstractContextManager[None]:
-        """Return what turns refusals into errors that name bucket and object."""
 
 
 class Upload:
@@ -54,7 +35,7 @@ class Upload:
         sinks: where chunks go.
         meta: the description, complete but for what the content decides.
         headers: of every chunk.
-        committer: what stores the description.
+        commit: what stores the description.
         longest: seconds that it may take until the last step, for its chunks will expire; None: they stay.
         operation: what to call it in errors.
         resumable: whether what was stored stays when it fails, so that another attempt can go on from there.
@@ -68,7 +49,7 @@ class Upload:
         sinks: Sinks,
         meta: Json,
         headers: dict[str, str],
-        committer: Committer,
+        commit: Commit,
         *,
         longest: float | None,
         operation: str,
@@ -77,8 +58,9 @@ class Upload:
         self.size: int = 0
         self._sinks = sinks
         self._meta = meta
-        self._committer = committer
+        self._commit = commit
         self._longest = longest
+        self._ttl = headers.get(TTL)
         self._sink: Sink = sinks.new(meta["nuid"], headers, operation)
         self._sink.cautious = resumable  # another upload may go by the same name
         self._hash = hashlib.sha256()
@@ -106,6 +88,8 @@ class Upload:
         with self._guarded(deadline):
             found = find()
             if found is not None:
+                if found.ttl != self._ttl:
+                    raise ChunksLostError("what was stored before was to live for another time")
                 self.size, self._hash = found.size, found.content
                 self._sink.go_on(found.chunks, found.newest, found.size, found.age)
 
@@ -117,15 +101,15 @@ class Upload:
     def finish(self, deadline: Deadline, reporter: Reporter = _NOBODY) -> ObjectInfo:
         """Make it the version that everybody sees, and return what the bucket knows of it."""
         with self._guarded(deadline):
-            sink, committer = self._sink, self._committer
+            sink, commit = self._sink, self._commit
             answer = None
             if self._held is not None:
                 data, headers = self._held
-                last = sink.begin_last(data, deadline, headers, committer.question)
+                last = sink.begin_last(data, deadline, headers, commit.question)
                 deadline = deadline.at_most(COMMIT_TIME)
                 answer = sink.end_last(last, deadline)
                 sink.close()
-            newest = committer.look(answer, deadline)
+            newest = commit.look(answer, deadline)
             reporter.report(self.size)
             self._check_lifetime()
             meta = self._meta | {
@@ -134,7 +118,7 @@ class Upload:
                 "digest": digest_of(self._hash),
                 "mtime": new_time(),
             }
-            revision = committer.commit(meta, newest, deadline)
+            revision = commit.commit(meta, newest, deadline)
             self._ended = True
         return to_info(meta["bucket"], meta, revision)
 
@@ -144,7 +128,8 @@ class Upload:
             return
         self._ended = True
         clean_up, sink = clean_up_deadline(reason, deadline), self._sink
-        keeps = self._resumable or self._committer.in_doubt or not sink.touched
+        none_was_taken = not sink.touched or (isinstance(reason, BucketSealedError) and not sink.stored)
+        keeps = self._resumable or self._commit.in_doubt or none_was_taken
         missing = sink.settle(clean_up)
         if not keeps:
             self._sinks.discard(self._meta["nuid"], clean_up)
@@ -162,7 +147,7 @@ class Upload:
         if self._ended:
             raise StorageError(f"the upload of object {self._meta['name']!r} has ended")
         try:
-            with self._committer.errors(deadline, self.size):
+            with self._commit.errors(deadline, self.size):
                 try:
                     yield
                 except ChunksLostError as error:
@@ -170,3 +155,23 @@ class Upload:
         except BaseException as error:
             self.abort(error, deadline)
             raise
+
+
+class AllOrNothing:
+    """Removes what was stored of an upload where a ``with`` does not end well, wherever in it that is.
+
+    Each step of an upload does so as well; an interrupt may come between two of them.
+    """
+
+    def __init__(self, upload: Upload, deadline: Deadline) -> None:
+        self._upload = upload
+        self._deadline = deadline
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if error is not None:
+            self._upload.abort(error, self._deadline)

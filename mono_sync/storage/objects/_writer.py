@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import codecs
+import functools
 import io
 import os
-import threading
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Final
 
 from typing_extensions import Buffer
 
 from mono_sync._durations import Deadline, Timeout
-from mono_sync.errors import ForkedError, StorageError
+from mono_sync.errors import StorageError
 from mono_sync.storage.objects._info import ObjectInfo
+from mono_sync.storage.objects._lone_stream import LoneStream, alone
 from mono_sync.storage.objects._upload import Upload
 
 
-class ObjectWriter(io.BufferedIOBase):
+class ObjectWriter(LoneStream):
     """A binary stream whose content becomes an object when it is closed. One thread at a time.
 
     `close`, also by a ``with`` that ends well, makes the object visible as a whole. An exception in the ``with``,
@@ -34,9 +34,13 @@ class ObjectWriter(io.BufferedIOBase):
         mode: ``"wb"`` or ``"xb"``.
     """
 
-    def __init__(self, upload: Upload, name: str, chunk_size: int, *, exclusive: bool, timeout: Timeout) -> None:
+    def __init__(
+        self, upload: Upload, bucket: str, name: str, chunk_size: int, *, exclusive: bool, timeout: Timeout
+    ) -> None:
+        super().__init__()
         self.name: str = name
         self.mode: str = "xb" if exclusive else "wb"
+        self._bucket = bucket
         self._upload = upload
         self._size = chunk_size
         self._timeout = timeout
@@ -45,8 +49,6 @@ class ObjectWriter(io.BufferedIOBase):
         self._closed = False
         self._failure: BaseException | None = None
         self._info: ObjectInfo | None = None
-        self._turn = threading.Lock()
-        self._pid = os.getpid()
 
     # --- what a stream is
 
@@ -64,8 +66,7 @@ class ObjectWriter(io.BufferedIOBase):
             raise TypeError("a bytes-like object is required, not 'str': call .encode(), or open with mode 'w'")
         view = memoryview(data)
         view = view.cast("B") if view.c_contiguous else memoryview(view.tobytes())
-        with self._working() as deadline:
-            self._take(view, deadline)
+        self._work(functools.partial(self._take, view))
         self._position += len(view)
         return len(view)
 
@@ -74,8 +75,7 @@ class ObjectWriter(io.BufferedIOBase):
 
         The object is seen by nobody before `close`, and the last chunk waits here for more to come.
         """
-        with self._working() as deadline:
-            self._upload.flush(deadline)
+        self._work(self._upload.flush)
 
     def tell(self) -> int:
         """Return how many bytes have been written."""
@@ -102,25 +102,21 @@ class ObjectWriter(io.BufferedIOBase):
             ObjectExistsError: with mode ``"xb"``: there is an object meanwhile.
             RevisionMismatchError: it is not at the revision ``if_match``.
             BucketFullError: the bucket's limit is reached.
-            UploadLostError: the stream stood still for so long that its chunks were removed.
+            BucketSealedError: the bucket has been sealed.
+            UploadLostError: the stream stood still for so long that its chunks were removed, or took longer than one
+                with a ``ttl`` may; see `ObjectBucket.open`.
             OperationTimeoutError: it did not get that far within the ``timeout``.
+            OutcomeUnknownError: the same, in the last step: it may be stored or not.
+            ConnectionClosedError: the connection was closed.
             ForkedError: the stream belongs to the parent process.
         """
         if self._closed:
             return
-        with self._one_at_a_time():
-            failure = self._failure
-            if failure is not None:
-                self._closed = True
-                self._upload.abort(failure, self._deadline())
+        failure = self._failure
         if failure is not None:
+            self._end(failure)
             raise StorageError(f"object {self.name!r} was not stored, for a call before failed: {failure}") from failure
-        with self._working() as deadline:
-            if self._buffer:
-                self._upload.add(bytes(self._buffer), deadline)
-                self._buffer.clear()
-            self._info = self._upload.finish(deadline)
-            self._closed = True
+        self._work(self._finish)
 
     def abort(self) -> None:
         """End the stream without storing anything; what was written is removed, what was there before stays.
@@ -130,19 +126,20 @@ class ObjectWriter(io.BufferedIOBase):
         self._abort(None)
 
     def _abort(self, reason: BaseException | None) -> None:
-        if self._closed:
-            return
-        with self._one_at_a_time():
-            self._closed = True
-            self._buffer.clear()
-            self._upload.abort(reason, self._deadline())
+        if not self._closed:
+            self._end(reason)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if error is None:
-            self.close()
-        else:
+        try:
+            if error is None:
+                self.close()
+        except BaseException as failure:
+            if self._failure is None:  # interrupted before it did anything
+                self._abort(failure)
+            raise
+        if error is not None:
             self._abort(error)
 
     def __del__(self, warn: Any = warnings.warn) -> None:
@@ -151,7 +148,8 @@ class ObjectWriter(io.BufferedIOBase):
             warn(f"unclosed {self!r}: it is not stored", ResourceWarning, source=self)
 
     def __repr__(self) -> str:
-        return f"<ObjectWriter {self.name!r} {self.mode}>"
+        state = "closed" if self._closed else f"at {self._position}"
+        return f"<{type(self).__name__} {self.name!r} of bucket {self._bucket!r}, {state}>"
 
     # --- steps
 
@@ -178,34 +176,41 @@ class ObjectWriter(io.BufferedIOBase):
     def _deadline(self) -> Deadline:
         return Deadline.of(self._timeout, None)
 
-    @contextmanager
-    def _working(self) -> Iterator[Deadline]:
-        """Let one call work on the stream, which is of no use once it has failed."""
-        with self._one_at_a_time():
-            self._check_open()
-            deadline = self._deadline()
-            try:
-                yield deadline
-            except BaseException as error:
-                self._failure = error
-                self._buffer.clear()
-                self._upload.abort(error, deadline)
-                raise
+    def _finish(self, deadline: Deadline) -> None:
+        if self._buffer:
+            self._upload.add(bytes(self._buffer), deadline)
+            self._buffer.clear()
+        self._info = self._upload.finish(deadline)
+        self._closed = True
 
-    @contextmanager
-    def _one_at_a_time(self) -> Iterator[None]:
-        if os.getpid() != self._pid:
-            raise ForkedError(f"{self!r} belongs to the parent process; open the object anew")
-        if not self._turn.acquire(blocking=False):
-            raise StorageError(f"{self!r} is in use: a stream is for one thread at a time")
+    @alone
+    def _work(self, step: Callable[[Deadline], None]) -> None:
+        """Let one call work on the stream, which is of no use once it has failed.
+
+        Nothing here is a generator: one that an interrupt keeps from its ``with`` ends some time later.
+        """
+        self._check_open()
+        deadline = self._deadline()
         try:
-            yield
-        finally:
-            self._turn.release()
+            step(deadline)
+        except BaseException as error:
+            self._failure = error
+            self._buffer.clear()
+            self._upload.abort(error, deadline)
+            raise
+
+    @alone
+    def _end(self, reason: BaseException | None) -> None:
+        """End the stream, and remove what was written."""
+        self._closed = True
+        self._buffer.clear()
+        self._upload.abort(reason, self._deadline())
 
     def _check_open(self) -> None:
-        if self._closed or self._failure is not None:
-            raise ValueError(f"{self!r} is closed" if self._closed else f"{self!r} is of no use: {self._failure}")
+        if self._closed:
+            raise ValueError(f"I/O operation on {self!r}")
+        if self._failure is not None:
+            raise ValueError(f"{self!r} is of no use: {self._failure}")
 
 
 _WITH_MARK: Final = "utf-8-sig"
@@ -281,6 +286,17 @@ class TextObjectWriter(io.TextIOWrapper):
                 self._binary._spoil(error)  # noqa: SLF001  # the other half of this stream
             raise
 
+    def close(self) -> None:
+        """Make what was written the object, as `ObjectWriter.close` does. Idempotent."""
+        before = self._binary._failure  # noqa: SLF001  # the other half of this stream
+        try:
+            super().close()
+        except StorageError:  # of the binary stream, which `io.TextIOWrapper` closes also where the flush has failed
+            failure = self._binary._failure  # noqa: SLF001
+            if before is None and failure is not None and not isinstance(failure, Exception):
+                raise failure from None  # an interrupt is to be seen as such
+            raise
+
     def abort(self) -> None:
         """End the stream without storing anything. Idempotent, and nothing after `close`."""
         self._binary.abort()
@@ -288,10 +304,15 @@ class TextObjectWriter(io.TextIOWrapper):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if error is None:
-            self.close()
-        else:
-            self._binary.__exit__(kind, error, traceback)
+        try:
+            if error is None:
+                self.close()
+        except BaseException as failure:
+            if self._binary._failure is None:  # noqa: SLF001  # the other half of this stream
+                self._binary._abort(failure)  # noqa: SLF001
+            raise
+        if error is not None:
+            self._binary._abort(error)  # noqa: SLF001
 
     def __del__(self) -> None:
         """Do not close it, as `io.TextIOWrapper` would: the binary stream says that it is not stored."""

@@ -27,12 +27,14 @@ from mono_sync.storage.objects._resuming import Found, Resumption, check_seekabl
 from mono_sync.storage.objects._sink import ChunksLostError, Sinks
 from mono_sync.storage.objects._source_file import Chunks, Readable, check_readable, size_of
 from mono_sync.storage.objects._sweep import Sweep, check_grace, described_in
-from mono_sync.storage.objects._upload import COMMIT_TIME, Upload
+from mono_sync.storage.objects._upload import COMMIT_TIME, AllOrNothing, Upload
 from mono_sync.storage.objects._writer import ObjectWriter
 
 _LONGEST_TTL: Final = MAX_SECONDS - 2**32  # the server adds it to the seconds since 1970, and would overflow unnoticed
 _LONGEST_UPLOAD: Final = 24 * 3600.0
-"""Seconds that an upload may take whose object has a time to live."""
+"""Seconds that an upload may take whose object has a time to live. Its chunks live for that much longer than that."""
+_UNHURRIED_UPLOAD: Final = 600.0
+"""The same where there is no deadline, unless the object lives for longer than that: then for as long as it lives."""
 
 
 class Described(NamedTuple):
@@ -87,13 +89,17 @@ class Writing(Reading):
             headers: by name, one value or several; ``Content-Type`` tells others what it is.
             metadata: custom values by name.
             ttl: the object expires as a whole after this time, in seconds or as ``timedelta``, rounded up to whole
-                seconds, at least 1; needs nats-server 2.11.
+                seconds, at least 1; needs nats-server 2.11. The room that it took is free at most ``timeout`` and two
+                minutes later, for its chunks must not go before it does; without a timeout see `put_reader`.
             if_match: replace only this version, given as its revision or its `ObjectInfo`; 0: store it only if there is
                 none. Decided at the end, in one step.
             timeout: total deadline.
 
         Raises:
             BucketFullError: the bucket's limit is reached; old and new version need room together.
+            BucketSealedError: the bucket is sealed.
+            OutcomeUnknownError: the deadline passed, or the connection was closed, in the last step: it may be stored.
+            TypeError: the data are not bytes-like, or an option is of a wrong type.
             ObjectExistsError: there is an object, and ``if_match`` is 0.
             RevisionMismatchError: it is not at the revision ``if_match``.
             InvalidHeaderError: a header that no message could carry; nothing was sent.
@@ -106,10 +112,11 @@ class Writing(Reading):
         deadline, view = self._deadline(timeout), _sliceable(data)
         condition = Condition.of(self._name, key, if_match)
         described = Described(description, headers, metadata)
-        upload, size = self._begin(key, condition, described, ttl=ttl, deadline=deadline)
-        for start in range(0, len(view), size):
-            upload.add(bytes(view[start : start + size]), deadline)
-        return upload.finish(deadline)
+        upload, size = self._begin(key, condition, described, ttl=ttl, longest=deadline.remaining)
+        with AllOrNothing(upload, deadline):
+            for start in range(0, len(view), size):
+                upload.add(bytes(view[start : start + size]), deadline)
+            return upload.finish(deadline)
 
     def put_reader(
         self,
@@ -136,7 +143,9 @@ class Writing(Reading):
             description: for people.
             headers: as for `put`.
             metadata: as for `put`.
-            ttl: as for `put`.
+            ttl: as for `put`. The upload may take as long as its ``timeout``, at most a day; where that is None, ten
+                minutes, or as long as the object lives if that is longer; with ``resume`` a day from the first attempt
+                on. The room may stay taken for that much and two minutes after the object has expired.
             if_match: as for `put`.
             progress: a function, called with the bytes stored so far and those in all (None where that is not known);
                 or an object with ``total`` and ``update(n)``, such as a bar of tqdm. It is called in this thread; when
@@ -144,16 +153,18 @@ class Writing(Reading):
             resume: a text that stands for this upload, ``uuid.uuid4().hex`` for example; keep it until the call has
                 succeeded. What was stored before the call failed, or its process was killed, then stays, and a call
                 with the same text, object and file goes on from there. It reads what is there from the file once more,
-                to compare and to get the digest. A text is for one content; once that is stored, the call returns it.
-                Of two uploads with one text at a time one fails. The file must be able to seek. The chunks are larger,
-                and each is stored on top of the one before, so where the server is far away it takes longer.
+                to compare and to get the digest. A text is for one content; once that is stored, the call returns it,
+                without regard to ``if_match`` and to what is said of it. Of two uploads with one text at a time one
+                fails. The file must be able to seek. The chunks are larger, and each is stored on top of the one
+                before, so where the server is far away it takes longer.
             timeout: total deadline; for large files give one, or None.
 
         Raises:
             TypeError: the file is a text file, or has no ``read``.
             ValueError: ``resume``, and a file that cannot seek.
-            UploadLostError: with ``resume``: what was stored before is not the beginning of the file, or a sweep has
-                given it up; begin anew with another text.
+            UploadLostError: with ``ttl``: it took longer than it may. With ``resume``: what was stored before is not
+                the beginning of the file, was to live for another ``ttl``, or a sweep has given it up; begin anew with
+                another text.
             BlockingIOError: the file does not block, and has no data now.
             Exception: whatever the file or ``progress`` raises. Otherwise as `put`.
         """
@@ -164,8 +175,8 @@ class Writing(Reading):
         if resume is not None:
             check_seekable(fileobj, resume)
         described = Described(description, headers, metadata)
-        upload, size = self._begin(key, condition, described, ttl=ttl, deadline=deadline, token=resume)
-        try:
+        upload, size = self._begin(key, condition, described, ttl=ttl, longest=deadline.remaining, token=resume)
+        with AllOrNothing(upload, deadline):
             if resume is not None:
                 stored = self._resume(upload, key, resume, fileobj, deadline)
                 if stored is not None:
@@ -177,9 +188,6 @@ class Writing(Reading):
                 upload.add(chunk, deadline)
                 reporter.report(upload.stored)
             return upload.finish(deadline, reporter)
-        except BaseException as error:
-            upload.abort(error, deadline)
-            raise
 
     def delete(self, key: str, *, timeout: Timeout = DEFAULT) -> None:
         """Delete an object; deleting a missing one is no error."""
@@ -239,10 +247,11 @@ class Writing(Reading):
         deadline = Deadline.of(timeout, default)
         condition = Condition(0) if exclusive else Condition.of(self._name, key, if_match)
         described = Described(description, headers, metadata)
-        upload, size = self._begin(key, condition, described, ttl=ttl, deadline=Deadline(None))
+        upload, size = self._begin(key, condition, described, ttl=ttl, longest=None)
         if exclusive and (there := self._find(key, deadline, direct=False)) is not None:
             raise ObjectExistsError(self._name, key, there.revision)
-        return ObjectWriter(upload, key, size, exclusive=exclusive, timeout=default if timeout is DEFAULT else timeout)
+        each = default if timeout is DEFAULT else timeout
+        return ObjectWriter(upload, self._name, key, size, exclusive=exclusive, timeout=each)
 
     # --- the steps of an upload
 
@@ -253,16 +262,18 @@ class Writing(Reading):
         described: Described,
         *,
         ttl: Duration | None,
-        deadline: Deadline,
+        longest: float | None,
         token: str | None = None,
     ) -> tuple[Upload, int]:
-        """Return an upload, of which nothing has been sent, and the size of its chunks."""
+        """Return an upload, of which nothing has been sent, and the size of its chunks.
+
+        With a ``ttl`` it may take ``longest`` seconds; None: it has no deadline.
+        """
         self._meta_subject(key)
         size, seconds = self._sinks.chunk_size(resumable=token is not None), self._ttl(ttl)
         meta = new_meta(
             self._name,
             key,
-            _NOTHING,
             chunk=size,
             description=described.description,
             headers=described.headers,
@@ -271,11 +282,12 @@ class Writing(Reading):
         if token is not None:
             meta["nuid"] = name_of_chunks(self._name, key, token)
         encode_meta(self._name, meta, self._connection.server_info.max_payload)
-        lives, chunks_live, longest = dict[str, str](), dict[str, str](), None
+        lives, chunks_live, may_take = dict[str, str](), dict[str, str](), None
         if seconds is not None:
-            remaining = deadline.remaining
-            longest = _LONGEST_UPLOAD if remaining is None else min(remaining, _LONGEST_UPLOAD)
-            later = min(seconds + int(longest + COMMIT_TIME) + 1, _LONGEST_TTL)
+            may_take = _LONGEST_UPLOAD
+            if token is None:  # else it is the same for all attempts, and so is how long their chunks live
+                may_take = min(may_take, max(seconds, _UNHURRIED_UPLOAD) if longest is None else longest)
+            later = min(seconds + int(may_take + COMMIT_TIME) + 1, _LONGEST_TTL)
             lives, chunks_live = {"Nats-TTL": str(seconds)}, {"Nats-TTL": str(later)}
         doing = "storing object"
         commit, operation = self._committing(key, condition, lives, doing), self._describe(doing, key)
@@ -284,7 +296,7 @@ class Writing(Reading):
             meta,
             chunks_live,
             commit,
-            longest=longest,
+            longest=may_take,
             operation=operation,
             resumable=token is not None,
         )
@@ -361,9 +373,6 @@ class Writing(Reading):
             raise ValueError(f"ttl must be at most {_LONGEST_TTL} seconds, the server's largest: {ttl!r}")
         self._connection.server_info.require("a TTL per object", "2.11.0")
         return seconds
-
-
-_NOTHING: Final = memoryview(b"")
 
 
 def _sliceable(data: Payload) -> bytes | memoryview:

@@ -1,0 +1,143 @@
+"""Writers of objects that are interrupted: nobody is kept out of a stream, and no chunks are left behind."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import itertools
+import random
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from mono_sync import ObjectBucket, ObjectWriter
+from mono_sync.storage.objects import _lone_stream, _sink, _upload, _writer, _writing
+from tests.storage.helpers import chunk_subjects
+from tests.support.steps import Signalled
+
+CHUNK = 128 * 1024
+CONTENT = random.Random(1).randbytes(CHUNK + 5)
+MODULES = [contextlib, _lone_stream, _sink, _upload, _writer, _writing]
+
+UNCLOSED = pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")  # a stream that did not get to its ``with``
+UNRAISABLE = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # also if its end is hit
+
+
+class CtrlC:
+    """What is pressed.
+
+    Attributes:
+        too_late: whether that was in the last step, of which nobody can tell whether it was done, or before the first
+            step of the end of a ``with``, where Python gives nobody a chance.
+    """
+
+    def __init__(self) -> None:
+        self.too_late = False
+
+    def __call__(self) -> None:
+        frames = [frame for frame, _ in traceback.walk_stack(sys._getframe(2))]
+        begins_exit = (frames[0].f_code.co_filename, frames[0].f_code.co_name) == (_writer.__file__, "__exit__")
+        self.too_late = begins_exit or any(frame.f_code.co_name == "commit" for frame in frames)
+        raise KeyboardInterrupt
+
+
+def left_behind(objects: ObjectBucket, said: str) -> set[str]:
+    """Return which chunks belong to nothing and were not said to: a busy server may take longer than there is time."""
+    names = {subject.rpartition(".")[2] for subject in chunk_subjects(objects)} - {info.nuid for info in objects.list()}
+    return {name for name in names if f"chunks {name} may be left behind" not in said}
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda writer: writer.write(b"x"),
+        lambda writer: writer.write(CONTENT),
+        lambda writer: writer.flush(),
+    ],
+    ids=["small", "large", "flush"],
+)
+def test_stream_that_is_interrupted_at_any_moment_can_be_aborted(
+    objects: ObjectBucket, call: Callable[[ObjectWriter], Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    for moment in itertools.count(1):
+        gc.collect()
+        writer: ObjectWriter = objects.open("k", "wb")
+        caught: KeyboardInterrupt | None = None
+        writer.write(b"begin")
+        with Signalled(moment, CtrlC(), MODULES) as signalled:
+            try:
+                call(writer)
+            except KeyboardInterrupt as error:
+                caught = error
+        writer.abort()  # while what holds the frames of the call is still there
+        assert not left_behind(objects, caplog.text)
+        del caught
+        if not signalled.happened:
+            break
+    assert moment > 10  # all moments; how many there are depends on the interpreter
+
+
+def _with(objects: ObjectBucket) -> None:
+    with objects.open("k", "wb") as writer:
+        writer.write(CONTENT)
+
+
+def _with_text(objects: ObjectBucket) -> None:
+    with objects.open("k", "w", encoding="latin-1") as stream:
+        stream.write(CONTENT.decode("latin-1"))
+
+
+@UNCLOSED
+@UNRAISABLE
+@pytest.mark.parametrize(
+    "store",
+    [
+        lambda objects: objects.put("k", CONTENT),
+        _with,
+        _with_text,
+    ],
+    ids=["put", "open", "text"],
+)
+def test_upload_that_is_interrupted_at_any_moment_but_the_last_step_leaves_no_chunks(
+    objects: ObjectBucket, store: Callable[[ObjectBucket], Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    for moment in itertools.count(1):
+        gc.collect()  # generators that an interrupt has left would end in the next one
+        ctrl_c = CtrlC()
+        with contextlib.suppress(KeyboardInterrupt), Signalled(moment, ctrl_c, MODULES) as signalled:
+            store(objects)
+        left = left_behind(objects, caplog.text)
+        assert ctrl_c.too_late or not left
+        if left:
+            objects.reset()
+        if not signalled.happened:
+            break
+    assert moment > 50  # all moments; how many there are depends on the interpreter
+    assert objects.get("k") is not None
+
+
+@UNCLOSED
+@UNRAISABLE
+@pytest.mark.skipif(threading.current_thread() is not threading.main_thread(), reason="signals need the main thread")
+def test_signals_keep_nobody_out_of_a_stream(objects: ObjectBucket) -> None:
+    chance, interrupts = random.Random(3), 0
+    previous = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    try:
+        for _ in range(100):
+            try:
+                signal.setitimer(signal.ITIMER_REAL, chance.uniform(0.0005, 0.003))
+                with objects.open("k", "wb") as writer:
+                    while True:
+                        writer.write(b"x" * 10)
+            except KeyboardInterrupt:
+                interrupts += 1
+            finally:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+    finally:
+        signal.signal(signal.SIGALRM, previous)
+    assert interrupts == 100
