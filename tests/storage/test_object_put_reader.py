@@ -232,6 +232,25 @@ def test_deadline_counts_the_time_in_the_source(objects: ObjectBucket) -> None:
     assert len(chunk_subjects(objects)) == 1
 
 
+@pytest.mark.parametrize("resume", [None, "t"])
+def test_deadline_is_looked_at_between_the_reads_of_which_a_chunk_is_made(
+    objects: ObjectBucket, resume: str | None
+) -> None:
+    waiting, reads = threading.Event(), list[int]()
+
+    class Trickle(io.BytesIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            reads.append(1)
+            if len(reads) == 3:
+                waiting.wait(0.3)
+            return b"x" if len(reads) < 10 else b""
+
+    with pytest.raises(OperationTimeoutError, match=r"storing object 'k' .* after 0.2 s"):
+        objects.put_reader("k", Trickle(), resume=resume, timeout=0.2)
+    assert len(reads) == 3
+    assert chunk_subjects(objects) == {}
+
+
 def test_file_that_stops_while_an_upload_is_gone_on_with_is_told(objects: ObjectBucket) -> None:
     class Stopping(io.BytesIO):
         def read(self, size: int | None = -1, /) -> bytes:

@@ -8,6 +8,9 @@ import stat
 from collections import deque
 from typing import Protocol
 
+from mono_sync._durations import Deadline
+from mono_sync.errors import OperationTimeoutError
+
 
 class Readable(Protocol):
     """What `ObjectBucket.put_reader` reads from: a binary file, the body of a response, the end of a pipe."""
@@ -32,11 +35,19 @@ class Chunks:
     """What is left of a file, in chunks of ``size`` bytes; the last one may be smaller.
 
     No iterator, for which a file that raises ``StopIteration`` would have come to its end.
+
+    Args:
+        fileobj: the file.
+        size: bytes of a chunk.
+        deadline: looked at after each read, of which a chunk may need many.
+        operation: what to call it in errors.
     """
 
-    def __init__(self, fileobj: Readable, size: int) -> None:
+    def __init__(self, fileobj: Readable, size: int, deadline: Deadline, operation: str) -> None:
         self._file = fileobj
         self._size = size
+        self._deadline = deadline
+        self._operation = operation
         self._whole = deque[bytes]()
         self._pieces = list[bytes]()
         self._missing = size
@@ -48,10 +59,13 @@ class Chunks:
         Raises:
             TypeError: the file reads something else than bytes.
             BlockingIOError: it does not block, and has no data now.
+            OperationTimeoutError: the deadline passed.
         """
         size = self._size
         while not (self._whole or self._ended):
             piece = _read(self._file, self._missing)
+            if self._deadline.expired:
+                raise OperationTimeoutError(self._operation, self._deadline.timeout)
             if len(piece) == size == self._missing:
                 return piece
             self._pieces.append(piece)

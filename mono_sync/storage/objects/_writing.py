@@ -183,7 +183,7 @@ class Writing(Reading):
                     reporter.report(stored.size)
                     return stored
                 reporter.report(upload.stored)
-            chunks = Chunks(fileobj, size)
+            chunks = Chunks(fileobj, size, deadline, self._describe("storing object", key))
             while chunk := chunks.next():
                 upload.add(chunk, deadline)
                 reporter.report(upload.stored)
