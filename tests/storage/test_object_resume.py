@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import random
+import threading
 import time
+from base64 import b64decode
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from mono_sync import Connection, ObjectBucket, UploadLostError
-from mono_sync.storage.objects import _sweep, _writing
+from mono_sync import Connection, ObjectBucket, RevisionMismatchError, UploadLostError
+from mono_sync._durations import Deadline
+from mono_sync.adapter import parse_header_block
+from mono_sync.connection import Json, StoredMessage
+from mono_sync.storage.objects import _sweep, _upload, _writing
 from mono_sync.storage.objects._committing import Commit
 from tests.fixtures.processes import Program
 from tests.fixtures.waiting import wait_until
@@ -40,9 +46,18 @@ class Failing(io.BytesIO):
         return super().read(size)
 
 
-def interrupt(objects: ObjectBucket, at: int, content: bytes = CONTENT, token: str = "t") -> None:
+def interrupt(objects: ObjectBucket, at: int, content: bytes = CONTENT, token: str = "t", **options: Any) -> None:
     with pytest.raises(OopsError):
-        objects.put_reader("k", Failing(content, at), resume=token)
+        objects.put_reader("k", Failing(content, at), resume=token, **options)
+
+
+def ttls(objects: ObjectBucket) -> list[str | None]:
+    """Return for how long each message lives, from the oldest to the newest."""
+    raw, found = raw_objects(objects), list[str | None]()
+    for sequence in range(1, raw.state["last_seq"] + 1):
+        message = raw.api("STREAM.MSG.GET.{stream}", {"seq": sequence})["message"]
+        found.append(parse_header_block(b64decode(message["hdrs"]))[0].get("Nats-TTL"))
+    return found
 
 
 @pytest.mark.parametrize("chunks", [0, 1, 2, 5, 10])
@@ -179,6 +194,68 @@ def test_upload_that_was_interrupted_at_its_last_step_is_ended(
     assert list(chunk_subjects(any_objects).values()) == [-(-size // CHUNK)]
 
 
+@pytest.mark.parametrize("swept", [True, False])
+def test_upload_that_stands_still_before_its_last_step_is_refused_and_can_be_gone_on_with(
+    objects: ObjectBucket, monkeypatch: pytest.MonkeyPatch, *, swept: bool
+) -> None:
+    monkeypatch.setattr(_sweep, "_LEAST_GRACE", timedelta(0))
+    objects.put("k", b"old")
+    with pytest.raises(RevisionMismatchError):
+        objects.put_reader("k", io.BytesIO(CONTENT), resume="t", if_match=99)
+    told = list[int]()
+
+    def stand_still(done: int, _total: int | None) -> None:
+        told.append(done)
+        patch.setattr(_upload, "COMMIT_TIME", 0.0)
+        if swept:
+            assert objects.sweep(older_than=0) == 11
+
+    with monkeypatch.context() as patch, pytest.raises(UploadLostError, match="stood still for longer than"):
+        objects.put_reader("k", io.BytesIO(CONTENT), resume="t", progress=stand_still, timeout=None)
+    assert told == [len(CONTENT)]
+    assert objects.get("k") == b"old"
+    objects.put_reader("k", io.BytesIO(CONTENT), resume="t")
+    assert objects.get("k") == CONTENT
+
+
+def test_upload_of_which_all_is_there_has_as_little_time_for_its_last_step_as_others(
+    objects: ObjectBucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(RevisionMismatchError):
+        objects.put_reader("k", io.BytesIO(CONTENT), resume="t", if_match=99)
+    commit, left = Commit.commit, list[float]()
+
+    def note(self: Commit, meta: Json, newest: StoredMessage | None, deadline: Deadline) -> int:
+        left.append(deadline.remaining or math.inf)
+        return commit(self, meta, newest, deadline)
+
+    monkeypatch.setattr(Commit, "commit", note)
+    objects.put_reader("k", io.BytesIO(CONTENT), resume="t", timeout=None)
+    assert left[0] < _upload.COMMIT_TIME
+    assert objects.get("k") == CONTENT
+
+
+def test_last_chunk_that_has_become_old_while_the_file_was_compared_is_stored_once_more(
+    objects: ObjectBucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(RevisionMismatchError):
+        objects.put_reader("k", io.BytesIO(CONTENT), resume="t", if_match=99)
+    before, compared = raw_objects(objects).state["last_seq"], threading.Event()
+
+    class Slow(io.BytesIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            if not compared.is_set():
+                compared.wait(1.1)
+                compared.set()
+            return super().read(size)
+
+    monkeypatch.setattr(_writing, "COMMIT_TIME", 1.0)
+    objects.put_reader("k", Slow(CONTENT), resume="t")
+    assert raw_objects(objects).state["last_seq"] - before == 2
+    assert objects.get("k") == CONTENT
+    assert list(chunk_subjects(objects).values()) == [11]
+
+
 def test_object_that_was_renamed_is_not_written_to(objects: ObjectBucket) -> None:
     info = objects.put_reader("k", io.BytesIO(CONTENT), resume="t")
     raw = raw_objects(objects)
@@ -240,6 +317,18 @@ def test_text_that_is_none_is_refused(objects: ObjectBucket, token: Any, error: 
         objects.put_reader("k", io.BytesIO(), resume=token)
 
 
+def test_upload_is_gone_on_with_whatever_the_timeouts_and_all_its_chunks_outlive_the_object(
+    objects: ObjectBucket,
+) -> None:
+    for chunks, timeout in ((2, 5), (4, 30), (6, None)):
+        interrupt(objects, chunks * CHUNK, ttl=60, timeout=timeout)
+    objects.put_reader("k", io.BytesIO(CONTENT), resume="t", ttl=60, timeout=10)
+    assert objects.get("k") == CONTENT
+    *chunks_live, lives = ttls(objects)
+    assert (len(chunks_live), lives) == (11, "60")
+    assert {int(ttl or 0) for ttl in chunks_live} == {60 + 24 * 3600 + 120 + 1}
+
+
 def test_time_to_live_counts_from_the_first_attempt(objects: ObjectBucket, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_writing, "_LONGEST_UPLOAD", 1.0)
     begun = time.monotonic()
@@ -255,8 +344,7 @@ def test_upload_cannot_go_on_with_another_time_to_live(
     objects: ObjectBucket, first: int | None, second: int | None
 ) -> None:
     """Its chunks would expire before it, or stay when it does."""
-    with pytest.raises(OopsError):
-        objects.put_reader("k", Failing(CONTENT, 5 * CHUNK), resume="t", ttl=first)
+    interrupt(objects, 5 * CHUNK, ttl=first)
     with pytest.raises(UploadLostError, match="what was stored before was to live for another time"):
         objects.put_reader("k", io.BytesIO(CONTENT), resume="t", ttl=second)
     objects.put_reader("k", io.BytesIO(CONTENT), resume="t", ttl=first, timeout=None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Final, NamedTuple, Protocol
@@ -68,8 +69,8 @@ class Found(NamedTuple):
         chunks: how many.
         newest: sequence of the last one.
         content: the hash of the bytes.
-        age: seconds since the first chunk was stored.
-        idle: seconds since the last one was.
+        age: seconds since the first chunk was stored, at least.
+        idle: seconds since the last one was, at least.
         ttl: for how long the last one lives, as its header says; None: it stays.
         complete: whether that is all that the file has.
     """
@@ -125,6 +126,7 @@ class Resumption:
             self._file.seek(self._start)
             return None
         size, digest = _read_prefix(newest)
+        looked = time.monotonic()
         now, chunks = self._count()
         if chunks != -(-size // self._chunk_size):
             raise ChunksLostError(f"{chunks} chunks are left of those before byte {size}")
@@ -132,10 +134,11 @@ class Resumption:
         if content.hexdigest() != digest:
             raise ChunksLostError(f"the {size} bytes that were stored before are not those of the file")
         first = self._jetstream.next_of(self._stream, self._subject, 1, self._deadline)
-        age = (now - (first or newest).time).total_seconds()
-        idle = (now - newest.time).total_seconds()
         complete = not self._file.read(1)
         self._file.seek(self._start + size)
+        compared = time.monotonic() - looked  # a large file takes minutes
+        age = (now - (first or newest).time).total_seconds() + compared
+        idle = (now - newest.time).total_seconds() + compared
         return Found(size, chunks, newest.sequence, content, age, idle, newest.headers.get(TTL), complete)
 
     def is_whole(self, meta: Json) -> bool:

@@ -215,11 +215,17 @@ class Sink:
         """Seconds since the first chunk was sent."""
         return 0.0 if self._started is None else time.monotonic() - self._started
 
-    def go_on(self, chunks: int, newest: int, size: int, age: float) -> None:
+    @property
+    def rest(self) -> float:
+        """Seconds since the newest chunk was stored, where that was an earlier attempt."""
+        return time.monotonic() - self._latest
+
+    def go_on(self, chunks: int, newest: int, size: int, *, age: float, idle: float) -> None:
         """Take what an earlier attempt has stored for the beginning."""
         self.count = self._sent = chunks
         self.stored, self._newest = size, newest
-        self.touched, self._started = True, time.monotonic() - age
+        now = time.monotonic()
+        self.touched, self._started, self._latest = True, now - age, now - idle
 
     # --- all chunks but the last
 

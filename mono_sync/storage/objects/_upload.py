@@ -91,7 +91,7 @@ class Upload:
                 if found.ttl != self._ttl:
                     raise ChunksLostError("what was stored before was to live for another time")
                 self.size, self._hash = found.size, found.content
-                self._sink.go_on(found.chunks, found.newest, found.size, found.age)
+                self._sink.go_on(found.chunks, found.newest, found.size, age=found.age, idle=found.idle)
 
     def flush(self, deadline: Deadline) -> None:
         """Wait until all chunks but the last are acknowledged."""
@@ -109,6 +109,8 @@ class Upload:
                 deadline = deadline.at_most(COMMIT_TIME)
                 answer = sink.end_last(last, deadline)
                 sink.close()
+            elif sink.count:  # an earlier attempt has stored all of them
+                deadline = self._limited(deadline)
             newest = commit.look(answer, deadline)
             reporter.report(self.size)
             self._check_lifetime()
@@ -136,6 +138,14 @@ class Upload:
             if missing and sink.settle(clean_up) < missing:  # some have arrived behind the removal
                 self._sinks.discard(self._meta["nuid"], clean_up_deadline(reason, clean_up))
         sink.close()
+
+    def _limited(self, deadline: Deadline) -> Deadline:
+        """Return until when the last step must be made on a last chunk of an earlier attempt, which may be swept."""
+        left = COMMIT_TIME - self._sink.rest
+        if left <= 0:
+            stood_still = f"it stood still for longer than {COMMIT_TIME:g} s before its last step"
+            raise ChunksLostError(f"{stood_still}; the same call may still go on with it")
+        return deadline.at_most(left)
 
     def _check_lifetime(self) -> None:
         if self._longest is not None and self._sink.age > self._longest:

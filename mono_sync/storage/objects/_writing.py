@@ -164,7 +164,7 @@ class Writing(Reading):
             ValueError: ``resume``, and a file that cannot seek.
             UploadLostError: with ``ttl``: it took longer than it may. With ``resume``: what was stored before is not
                 the beginning of the file, was to live for another ``ttl``, or a sweep has given it up; begin anew with
-                another text.
+                another text. Or ``progress`` stood still before the last step; the same call may still go on.
             BlockingIOError: the file does not block, and has no data now.
             Exception: whatever the file or ``progress`` raises. Otherwise as `put`.
         """
