@@ -29,7 +29,7 @@ from mono_sync import (
 from mono_sync._durations import Deadline
 from mono_sync.connection import Inbox
 from mono_sync.server import EmbeddedServer
-from mono_sync.storage.objects import _sink
+from mono_sync.storage.objects import _clean_up, _sink
 from mono_sync.storage.objects._source import Source
 from tests.fixtures.servers import RunNatsServer
 from tests.fixtures.waiting import wait_until
@@ -300,7 +300,7 @@ def test_chunks_are_removed_only_after_the_last_one_under_way_has_arrived(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Else one that comes later would stay for ever."""
-    monkeypatch.setattr(_sink, "_LEAST_CLEAN_UP_TIMEOUT", 20.0)
+    monkeypatch.setattr(_clean_up, "LEAST", 20.0)
     under_way: list[str] = []
     removed = threading.Event()
 

@@ -21,9 +21,10 @@ from mono_sync.errors import (
     StorageError,
 )
 from mono_sync.storage._bucket import check_revision
+from mono_sync.storage.objects._clean_up import clean_up_deadline
 from mono_sync.storage.objects._info import ObjectInfo
 from mono_sync.storage.objects._meta import read_meta
-from mono_sync.storage.objects._sink import Sinks, clean_up_deadline
+from mono_sync.storage.objects._sink import Sinks
 
 _NONE_THERE: Final = 404
 

@@ -28,6 +28,7 @@ from mono_sync.errors import (
     OutcomeUnknownError,
 )
 from mono_sync.storage._names import check_bucket_name
+from mono_sync.storage.objects._clean_up import clean_up_deadline
 from mono_sync.storage.objects._committing import Condition
 from mono_sync.storage.objects._info import ObjectInfo
 from mono_sync.storage.objects._lifetime import expires_by_itself, remaining
@@ -43,7 +44,6 @@ from mono_sync.storage.objects._meta import (
     said,
     to_info,
 )
-from mono_sync.storage.objects._sink import clean_up_deadline
 from mono_sync.storage.objects._writing import Writing
 
 _log = logging.getLogger("mono_sync.storage")

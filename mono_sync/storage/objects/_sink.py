@@ -31,6 +31,7 @@ from mono_sync.errors import (
     OperationTimeoutError,
     OutcomeUnknownError,
 )
+from mono_sync.storage.objects import _clean_up
 
 _log = logging.getLogger("mono_sync.storage")
 
@@ -49,8 +50,6 @@ _LARGE_CHUNK: Final = 512 * 1024
 _MESSAGE_HEADERS: Final = 256  # of a chunk, at most
 _PATIENCE: Final = 1.5  # a server that dies in a cluster takes its answers along, and no connection breaks
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.02, 0.5
-_CLEAN_UP_TIMEOUT = 5.0
-_LEAST_CLEAN_UP_TIMEOUT = 0.25
 _LOOKS: Final = 20
 _LAST, _ASKED = "last", "asked"
 _FOR_EVER: Final = Deadline(None)
@@ -58,16 +57,6 @@ _FOR_EVER: Final = Deadline(None)
 
 class ChunksLostError(Exception):
     """What the stream holds is not what was sent; nothing may be built on it."""
-
-
-def clean_up_deadline(reason: BaseException | None, deadline: Deadline) -> Deadline:
-    """Return how long to clean up for: what is left of a call's deadline, or a moment when nothing is.
-
-    After an interrupt it is a moment as well: whoever presses Ctrl-C does not want to wait.
-    """
-    interrupted = reason is not None and not isinstance(reason, Exception)
-    left = 0.0 if interrupted else deadline.at_most(_CLEAN_UP_TIMEOUT).remaining or 0.0
-    return Deadline(max(left, _LEAST_CLEAN_UP_TIMEOUT))
 
 
 def number_of_chunk(message: StoredMessage) -> int | None:
@@ -491,7 +480,7 @@ class Sink:
             How many answers are still missing.
         """
         missing = len(self._under_way) + len(self._awaited) - self._settled
-        moment = deadline.at_most(_LEAST_CLEAN_UP_TIMEOUT / 2)
+        moment = deadline.at_most(_clean_up.LEAST / 2)
         try:
             while missing > 0 and self._inbox is not None and self._inbox.poll(moment.remaining) is not None:
                 missing -= 1

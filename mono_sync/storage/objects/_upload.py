@@ -11,13 +11,14 @@ from typing import Final
 from mono_sync._durations import Deadline
 from mono_sync.connection import Json
 from mono_sync.errors import BucketSealedError, StorageError, UploadLostError
+from mono_sync.storage.objects._clean_up import clean_up_deadline
 from mono_sync.storage.objects._committing import Commit
 from mono_sync.storage.objects._info import ObjectInfo
 from mono_sync.storage.objects._lifetime import TTL
 from mono_sync.storage.objects._meta import digest_of, new_time, to_info
 from mono_sync.storage.objects._progress import Reporter
 from mono_sync.storage.objects._resuming import Found, prefix_header
-from mono_sync.storage.objects._sink import ChunksLostError, Sink, Sinks, clean_up_deadline
+from mono_sync.storage.objects._sink import ChunksLostError, Sink, Sinks
 
 COMMIT_TIME: Final = 120.0
 """Seconds that may lie between the last chunk and the description. Far less than `sweep` lets chunks alone."""
