@@ -48,6 +48,7 @@ class ObjectWriter(LoneStream):
         self._position = 0
         self._closed = False
         self._failure: BaseException | None = None
+        self._abandoned = False
         self._info: ObjectInfo | None = None
 
     # --- what a stream is
@@ -112,6 +113,9 @@ class ObjectWriter(LoneStream):
         """
         if self._closed:
             return
+        if self._abandoned:
+            self._closed = True
+            return
         failure = self._failure
         if failure is not None:
             self._end(failure)
@@ -144,8 +148,15 @@ class ObjectWriter(LoneStream):
 
     def __del__(self, warn: Any = warnings.warn) -> None:
         """Store nothing: whoever forgets a file has not said that it is complete."""
-        if not getattr(self, "_closed", True) and self._failure is None and self._pid == os.getpid():
+        forgotten = not (getattr(self, "_closed", True) or self._abandoned)
+        if forgotten and self._failure is None and self._pid == os.getpid():
             warn(f"unclosed {self!r}: it is not stored", ResourceWarning, source=self)
+
+    def _dealloc_warn(self, owner: object, warn: Any = warnings.warn) -> None:
+        """Warn in the name of a stream around this one that is collected, and then flushes and closes this one."""
+        if self._failure is None:
+            warn(f"unclosed {owner!r}: it is not stored", ResourceWarning)
+        self._abandoned = True
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else f"at {self._position}"
@@ -189,6 +200,8 @@ class ObjectWriter(LoneStream):
 
         Nothing here is a generator: one that an interrupt keeps from its ``with`` ends some time later.
         """
+        if self._abandoned:
+            return
         self._check_open()
         deadline = self._deadline()
         try:
@@ -291,11 +304,13 @@ class TextObjectWriter(io.TextIOWrapper):
         before = self._binary._failure  # noqa: SLF001  # the other half of this stream
         try:
             super().close()
-        except StorageError:  # of the binary stream, which `io.TextIOWrapper` closes also where the flush has failed
+        except StorageError as error:
             failure = self._binary._failure  # noqa: SLF001
-            if before is None and failure is not None and not isinstance(failure, Exception):
-                raise failure from None  # an interrupt is to be seen as such
-            raise
+            if before is not None or failure is None or failure is error:
+                raise
+        else:
+            return
+        raise failure  # of the flush: `io.TextIOWrapper` closes the binary stream all the same, which then says less
 
     def abort(self) -> None:
         """End the stream without storing anything. Idempotent, and nothing after `close`."""
