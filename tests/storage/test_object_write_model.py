@@ -316,6 +316,7 @@ class Model(RuleBasedStateMachine):
         raw_objects(self.bucket).delete()
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_whatever_is_written_is_what_is_there(any_connection: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_sink, "_CHUNK", CHUNK)
