@@ -102,9 +102,10 @@ def work(request: pytest.FixtureRequest, run_nats_server: RunNatsServer, connect
     return Work(connect(f"tls://localhost:{server.port}", tls=trusting), server, slow=False)
 
 
-# Where Python itself runs a callback of a weak set, it reports what a handler raises, and goes on.
+# Where Python itself runs a callback, of a weak set or of a collection (hypothesis has one), it reports what a handler
+# raises, and goes on.
 swallowed_by_python = pytest.mark.filterwarnings(
-    "ignore:Exception ignored in. <function WeakSet:pytest.PytestUnraisableExceptionWarning"
+    "ignore:Exception ignored in. <function (WeakSet|gc_cumulative_time):pytest.PytestUnraisableExceptionWarning"
 )
 
 
