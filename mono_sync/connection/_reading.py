@@ -8,8 +8,9 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from time import sleep
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeVar
 
 from mono_sync._durations import Deadline
 from mono_sync.adapter import Message
@@ -46,6 +47,9 @@ class Listed(NamedTuple):
     subject: str
     header_block: bytes
     nanoseconds: int
+
+
+M = TypeVar("M", StoredMessage, Listed)
 
 
 class StreamReader:
@@ -182,15 +186,9 @@ class StreamReader:
             deadline: total.
             from_leader: let nothing be missing that the leader knows when the call begins.
         """
-        subjects = self._jetstream.subjects(self._stream, pattern, deadline)
-        if not subjects:
-            return []
-        last = self._last_sequence(pattern, deadline) if from_leader else 0
-        messages = self._jetstream.pull_all(self._stream, pattern, deadline, policy="last_per_subject")
-        newest = {message.subject: message for message in messages} if _reaches(messages, last) else {}
-        for subject, answer in self._ask_leader(subjects - newest.keys(), deadline):
-            newest[subject] = read_raw(answer)
-        return sorted(newest.values(), key=lambda message: message.sequence)
+        pull = partial(self._jetstream.pull_all, self._stream, pattern, deadline, policy="last_per_subject")
+        newest = self._newest(pattern, deadline, pull, read_raw, from_leader=from_leader)
+        return sorted(newest, key=lambda message: message.sequence)
 
     def all_in_order(self, pattern: str, deadline: Deadline) -> list[StoredMessage]:
         """Return all that a stream has of the subjects that match, nothing missing that the leader knows now."""
@@ -223,32 +221,44 @@ class StreamReader:
             deadline: total.
             from_leader: let nothing be missing that the leader knows when the call begins.
         """
+        pull = partial(self._deliver, pattern, deadline)
+        return sorted(self._newest(pattern, deadline, pull, _listed, from_leader=from_leader))
+
+    def _newest(
+        self,
+        pattern: str,
+        deadline: Deadline,
+        pull: Callable[[], Iterable[M]],
+        read: Callable[[Json], M],
+        *,
+        from_leader: bool,
+    ) -> Iterable[M]:
+        """Return the newest message of every subject, which a consumer delivers or else the leader answers."""
         subjects = self._jetstream.subjects(self._stream, pattern, deadline)
         if not subjects:
             return []
         last = self._last_sequence(pattern, deadline) if from_leader else 0
-        newest: dict[str, Listed] = {}
+        newest: dict[str, M] = {}
         delivered = False
         while not delivered:
             with suppress(ConnectionLostError):  # it takes the consumer along: another one begins anew
-                newest.update(self._deliver(pattern, deadline))
+                newest.update((message.subject, message) for message in pull())
                 delivered = True
         if not _reaches(newest.values(), last):
             newest.clear()
         # Under concurrent writes servers miscount what is pending, and so a consumer ends too early.
         for subject, answer in self._ask_leader(subjects - newest.keys(), deadline):
-            nanoseconds = (parse_time(answer["time"]) - _EPOCH) // timedelta(microseconds=1) * 1000
-            newest[subject] = Listed(int(answer["seq"]), subject, b64decode(answer.get("hdrs", "")), nanoseconds)
-        return sorted(newest.values())
+            newest[subject] = read(answer)
+        return newest.values()
 
-    def _deliver(self, pattern: str, deadline: Deadline) -> Iterator[tuple[str, Listed]]:
-        """Yield what a consumer delivers, by subject; the last of each subject is the newest."""
+    def _deliver(self, pattern: str, deadline: Deadline) -> Iterator[Listed]:
+        """Yield what a consumer delivers; the last of each subject is the newest."""
         pulled = self._jetstream.pull_raw(
             self._stream, pattern, deadline, policy="last_per_subject", headers_only=True, batch=_PULL
         )
         for message in pulled:
             place = place_of(message)
-            yield message.subject, Listed(place.sequence, message.subject, message.header_block, place.nanoseconds)
+            yield Listed(place.sequence, message.subject, message.header_block, place.nanoseconds)
 
     def purge_up_to(self, places: Iterable[tuple[str, int]], deadline: Deadline) -> int:
         """Remove the messages of each subject up to a sequence; return of how many subjects any were removed.
@@ -272,6 +282,12 @@ class StreamReader:
                 answer = self._jetstream.api(f"STREAM.PURGE.{self._stream}", query, deadline)
             removed += answer["purged"] > 0
         return removed
+
+
+def _listed(message: Json) -> Listed:
+    """Read a message as the leader answers it."""
+    nanoseconds = (parse_time(message["time"]) - _EPOCH) // timedelta(microseconds=1) * 1000
+    return Listed(int(message["seq"]), message["subject"], b64decode(message.get("hdrs", "")), nanoseconds)
 
 
 def _reaches(messages: Iterable[StoredMessage | Listed], sequence: int) -> bool:
