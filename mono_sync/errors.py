@@ -553,11 +553,11 @@ class ValueTooLargeError(StorageError, ValueError):
         size: bytes of the value.
     """
 
-    def __init__(self, bucket: str, key: str, size: int, reason: str, *, what: str = "value for key") -> None:
+    def __init__(self, bucket: str, key: str, size: int, reason: str, *, kind: str = "value for key") -> None:
         self.bucket = bucket
         self.key = key
         self.size = size
-        super().__init__(f"{what} {key!r} of bucket {bucket!r} is too large, {size} bytes: {reason}")
+        super().__init__(f"{kind} {key!r} of bucket {bucket!r} is too large, {size} bytes: {reason}")
 
 
 class CodecError(StorageError, ValueError):

@@ -470,12 +470,12 @@ def test_wrong_digest_is_told_also_when_the_comparison_was_interrupted(
         foreign.chunk(bytes(SMALL))
     foreign.describe(digest="SHA-256=47DEQpj8HBSa-_TImW-5JCeuQeRkm5NMpJWZG3hSuFU=")
 
-    def stop(_: bytes) -> None:
+    def stop(_: object) -> None:
         raise Stop
 
     with objects.open("k") as reader:
         with monkeypatch.context() as patch:
-            patch.setattr(_source, "urlsafe_b64encode", stop)
+            patch.setattr(_source, "digest_of", stop)
             with pytest.raises(Stop):
                 reader.read()
         with pytest.raises(DigestMismatchError, match="the digest is wrong"):

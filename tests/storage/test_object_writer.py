@@ -562,8 +562,9 @@ def test_text_stream_that_is_never_closed_stores_nothing_and_says_so(objects: Ob
     assert not objects.exists("k")
 
 
-def test_text_stream_whose_flush_fails_at_the_end_stores_nothing(
-    objects: ObjectBucket, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("error", [OopsError, KeyboardInterrupt])
+def test_text_stream_whose_flush_fails_at_the_end_stores_nothing_and_says_why(
+    objects: ObjectBucket, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
 ) -> None:
     """`TextIOWrapper.close` closes the stream below all the same, which must not take that for the end of the text."""
     objects.put("k", b"old")
@@ -571,27 +572,10 @@ def test_text_stream_whose_flush_fails_at_the_end_stores_nothing(
     lines.write("x")
 
     def fail(_deadline: object) -> None:
-        raise OopsError
+        raise error
 
     monkeypatch.setattr(lines._binary._upload, "flush", fail)
-    with pytest.raises(OopsError):
-        lines.close()
-    assert lines.closed
-    assert objects.get("k") == b"old"
-
-
-def test_interrupt_of_a_text_stream_at_its_end_comes_out_as_such(
-    objects: ObjectBucket, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    objects.put("k", b"old")
-    lines = text(objects)
-    lines.write("x")
-
-    def interrupt(_deadline: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(lines._binary._upload, "flush", interrupt)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(error):
         lines.close()
     assert lines.closed
     assert objects.get("k") == b"old"

@@ -121,7 +121,7 @@ def encode_meta(bucket: str, meta: Json, limit: int) -> bytes:
     data = json.dumps(meta).encode()
     if len(data) > limit - _MESSAGE_HEADERS:
         reason = f"all that describes an object goes into one message, and the server takes up to {limit} bytes"
-        raise ValueTooLargeError(bucket, meta["name"], len(data), reason, what="description of object")
+        raise ValueTooLargeError(bucket, meta["name"], len(data), reason, kind="description of object")
     return data
 
 

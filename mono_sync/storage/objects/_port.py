@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
 from typing import Protocol, TypeAlias, overload, runtime_checkable
 
 from typing_extensions import TypeVar
@@ -13,6 +12,7 @@ from mono_sync.adapter import Payload
 from mono_sync.storage._values import BucketStatus
 from mono_sync.storage._watcher import Watcher
 from mono_sync.storage.objects._info import Folder, ObjectInfo
+from mono_sync.storage.objects._meta import Headers, Metadata
 from mono_sync.storage.objects._progress import Progress
 from mono_sync.storage.objects._source_file import Readable
 
@@ -45,8 +45,8 @@ class FileStoragePort(Protocol):
         data: Payload,
         *,
         description: str = "",
-        headers: Mapping[str, str | Sequence[str]] | None = None,
-        metadata: Mapping[str, str] | None = None,
+        headers: Headers | None = None,
+        metadata: Metadata | None = None,
         ttl: Duration | None = None,
         if_match: ObjectInfo | int | None = None,
         timeout: Timeout = DEFAULT,
@@ -59,8 +59,8 @@ class FileStoragePort(Protocol):
         fileobj: Readable,
         *,
         description: str = "",
-        headers: Mapping[str, str | Sequence[str]] | None = None,
-        metadata: Mapping[str, str] | None = None,
+        headers: Headers | None = None,
+        metadata: Metadata | None = None,
         ttl: Duration | None = None,
         if_match: ObjectInfo | int | None = None,
         progress: Progress | None = None,
@@ -75,8 +75,8 @@ class FileStoragePort(Protocol):
         *,
         name: str | None = None,
         description: str | None = None,
-        headers: Mapping[str, str | Sequence[str]] | None = None,
-        metadata: Mapping[str, str] | None = None,
+        headers: Headers | None = None,
+        metadata: Metadata | None = None,
         if_match: ObjectInfo | int | None = None,
         timeout: Timeout = DEFAULT,
     ) -> ObjectInfo:

@@ -284,7 +284,7 @@ class UnderText(ObjectReader):
 
     def _whole(self, read: Callable[[int | None], bytes], size: int | None) -> bytes:
         if self._failed:
-            raise StorageError(f"{self!r} cannot go on: text was lost in a call that failed; seek, or open it anew")
+            raise StorageError(f"object {self.name!r}: text was lost in a call that failed; seek, or open it anew")
         self._failed = True
         data = read(size)
         self._failed = False

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from base64 import urlsafe_b64encode
 from collections.abc import Callable
 from time import sleep
 from typing import Final, NoReturn, TypeAlias, TypeVar
@@ -13,6 +12,7 @@ from mono_sync.connection import CoreConnection, Delivery, DeliveryLostError, Je
 from mono_sync.errors import ConnectionLostError, DigestMismatchError, MonoError, OperationTimeoutError
 from mono_sync.storage.objects._info import ObjectInfo
 from mono_sync.storage.objects._layout import START, Layout, Place, measure, seek
+from mono_sync.storage.objects._meta import digest_of
 
 T = TypeVar("T")
 
@@ -206,8 +206,7 @@ class Source:
             verified.update(data)
             self._verified = verified, length
         if number + 1 == info.chunks and length == end and info.digest:
-            digest = f"SHA-256={urlsafe_b64encode(verified.digest()).decode()}"
-            self._expect(digest == info.digest, "the digest is wrong")
+            self._expect(digest_of(verified) == info.digest, "the digest is wrong")
         self._next = Place(number + 1, end, sequence + 1)
 
     def _expect(self, right: bool, otherwise: str) -> None:

@@ -12,6 +12,7 @@ from mono_sync.errors import ObjectExistsError
 from mono_sync.storage._config import MAX_SECONDS
 from mono_sync.storage.objects._committing import Commit, Condition
 from mono_sync.storage.objects._info import ObjectInfo
+from mono_sync.storage.objects._lifetime import TTL
 from mono_sync.storage.objects._meta import (
     Headers,
     Metadata,
@@ -288,7 +289,7 @@ class Writing(Reading):
             if token is None:  # else it is the same for all attempts, and so is how long their chunks live
                 may_take = min(may_take, max(seconds, _UNHURRIED_UPLOAD) if longest is None else longest)
             later = min(seconds + int(may_take + COMMIT_TIME) + 1, _LONGEST_TTL)
-            lives, chunks_live = {"Nats-TTL": str(seconds)}, {"Nats-TTL": str(later)}
+            lives, chunks_live = {TTL: str(seconds)}, {TTL: str(later)}
         doing = "storing object"
         commit, operation = self._committing(key, condition, lives, doing), self._describe(doing, key)
         upload = Upload(
