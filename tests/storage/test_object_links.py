@@ -150,3 +150,19 @@ def test_illegal_names_are_refused(objects: ObjectBucket) -> None:
         objects.link_bucket("", "b")
     with pytest.raises(ConfigurationError, match="invalid bucket name"):
         objects.link_bucket("l", "a/b")
+
+
+def test_what_a_link_leads_to_may_become_a_link_itself(any_objects: ObjectBucket) -> None:
+    any_objects.put("a", b"1")
+    any_objects.link("l", "a")
+    any_objects.delete("a")
+    any_objects.put("b", b"2")
+    any_objects.link("a", "b")
+    assert any_objects.get("l") == b"2"
+    assert any_objects.copy("l", "c").size == 1
+    any_objects.delete("b")
+    any_objects.link("b", "c")
+    any_objects.delete("c")
+    assert any_objects.get("l") is None
+    any_objects.put("c", b"3")
+    assert any_objects.get("l") == b"3"
