@@ -4,7 +4,15 @@ from mono_sync.connection._answers import Json, PubAck, StoredMessage, parse_tim
 from mono_sync.connection._atomic import AtomicBatches, BatchRefusedError, Conditional
 from mono_sync.connection._connection import CoreConnection
 from mono_sync.connection._delivery import Delivery, DeliveryLostError
-from mono_sync.connection._exactly_once import ExactlyOnce, Write, actual_revision, is_conflict, is_under_way
+from mono_sync.connection._exactly_once import (
+    EXPECTED_LAST_ID,
+    ExactlyOnce,
+    Write,
+    actual_revision,
+    is_conflict,
+    is_out_of_turn,
+    is_under_way,
+)
 from mono_sync.connection._follower import Followed, Follower, Start
 from mono_sync.connection._inbox import Inbox, Question
 from mono_sync.connection._jetstream import JetStream, direct_question
@@ -13,6 +21,7 @@ from mono_sync.connection._reading import Listed, StreamReader
 from mono_sync.connection._state import ConnectionState, StateListener
 
 __all__ = [
+    "EXPECTED_LAST_ID",
     "AtomicBatches",
     "Batch",
     "BatchRefusedError",
@@ -38,6 +47,7 @@ __all__ = [
     "actual_revision",
     "direct_question",
     "is_conflict",
+    "is_out_of_turn",
     "is_under_way",
     "parse_time",
     "read_ack",

@@ -27,10 +27,13 @@ from mono_sync.errors import (
 MESSAGE_ID: Final = "Nats-Msg-Id"
 EXPECTED_REVISION: Final = "Nats-Expected-Last-Subject-Sequence"
 """Header of a write that is to be refused unless its subject is at this revision; 0: unless there is none."""
+EXPECTED_LAST_ID: Final = "Nats-Expected-Last-Msg-Id"
+"""Header of a write that is to be refused unless the newest message of the stream has this id."""
 
 _OTHER_SUBJECT: Final = "Nats-Expected-Last-Subject-Sequence-Subject"
 _REMOVES_OTHERS: Final = ("Nats-Rollup", "Nats-Marker-Reason")
 _WRONG_LAST_SEQUENCE: Final = frozenset({10071, 10164})
+_WRONG_LAST_ID: Final = 10070
 _UNDER_WAY: Final = frozenset({10158, 10164})  # of clusters: the message, or another one of its subject
 _ACTUAL: Final = re.compile(r"wrong last sequence: (\d+)")
 
@@ -45,6 +48,11 @@ _WINDOW_MARGIN: Final = 5.0  # what the last attempt within the window may take 
 def is_conflict(error: JetStreamAPIError) -> bool:
     """Return whether the server refused because of the expected revision."""
     return error.err_code in _WRONG_LAST_SEQUENCE
+
+
+def is_out_of_turn(error: JetStreamAPIError) -> bool:
+    """Return whether the server refused because another message than the expected one came before it."""
+    return error.err_code == _WRONG_LAST_ID
 
 
 def is_under_way(error: JetStreamAPIError) -> bool:
@@ -276,7 +284,7 @@ class ExactlyOnce:
             known = self._ask_for_id(write, deadline)  # a conflict may be one with itself
             if known is not None:
                 return known
-            if is_conflict(error):
+            if is_conflict(error) or is_out_of_turn(error):
                 raise
             reason = f"an answer was lost, and the next attempt refused: {error.description}"
             raise OutcomeUnknownError(write.operation, None, reason) from error

@@ -215,7 +215,7 @@ def test_put_whose_answer_is_lost_finds_out_though_somebody_else_writes_at_that_
     cut: ObjectBucket, proxy: CutProxy, objects: ObjectBucket, monkeypatch: pytest.MonkeyPatch, after: bool
 ) -> None:
     objects.put("k", b"old")
-    proxy.cut_at(META, occurrence=2, after=after)
+    proxy.cut_at(META, occurrence=3, after=after)  # after one that takes it for new, and the question what is there
     settle = cut._writer._settle
 
     def somebody_else_writes_first(*arguments: object) -> int:

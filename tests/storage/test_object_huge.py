@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from mono_sync import ObjectInfo, ObjectReader
 from mono_sync._durations import Deadline
 from mono_sync.adapter import Message
-from mono_sync.storage.objects import _sink
+from mono_sync.storage.objects import _sinks
 from mono_sync.storage.objects._layout import Place, measure, seek
 from mono_sync.storage.objects._source_file import size_of
 from tests.storage.conftest import NewObjects
@@ -200,7 +200,7 @@ def test_size_of_a_file_beyond_a_border_is_known(tmp_path: Path, border: int) ->
 def test_object_of_more_than_4_gibibytes(
     new_objects: NewObjects, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_sink, "_CHUNK", 1 << 20)  # as much as the server takes: less time, and a chunk on each border
+    monkeypatch.setattr(_sinks, "_CHUNK", 1 << 20)  # as much as the server takes: less time, and a chunk on each border
     size, told = max(BORDERS) + 300_005, list[tuple[int, int | None]]()
     marks = [0, *(border + away for border in BORDERS for away in (-16, 0, 16, 100_000)), size - 16]
     _sparse_file(tmp_path / "f", size, marks)

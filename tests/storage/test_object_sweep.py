@@ -248,6 +248,7 @@ class Race:
         self._size = size
 
     def upload_steps(self) -> int:
+        self._uploads.put("k", content(1, self._size))  # from here on it expects that there is something to replace
         return _count_steps(self._connections[0], lambda: self._uploads.put("k", content(1, self._size)))
 
     def sweep_steps(self, grace: float) -> int:

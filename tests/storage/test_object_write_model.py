@@ -24,7 +24,7 @@ from mono_sync import (
     RevisionMismatchError,
     StorageError,
 )
-from mono_sync.storage.objects import _sink
+from mono_sync.storage.objects import _sinks
 from tests.storage.helpers import chunk_subjects, raw_objects
 
 CHUNK = 100
@@ -342,7 +342,7 @@ class Model(RuleBasedStateMachine):
 @pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_whatever_is_written_is_what_is_there(any_connection: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_sink, "_CHUNK", CHUNK)
+    monkeypatch.setattr(_sinks, "_CHUNK", CHUNK)
 
     class Check(Model):
         @staticmethod

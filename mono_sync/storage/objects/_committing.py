@@ -4,15 +4,27 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Final, NamedTuple
 
 from mono_sync._durations import Deadline
 from mono_sync.adapter import Message
-from mono_sync.connection import ExactlyOnce, Json, StoredMessage, is_conflict, read_direct
+from mono_sync.connection import (
+    EXPECTED_LAST_ID,
+    ExactlyOnce,
+    Json,
+    Question,
+    StoredMessage,
+    Write,
+    is_conflict,
+    is_out_of_turn,
+    read_ack,
+    read_direct,
+)
 from mono_sync.errors import (
     JetStreamAPIError,
+    JetStreamUnavailableError,
     MessageError,
     NoRespondersError,
     ObjectExistsError,
@@ -24,9 +36,11 @@ from mono_sync.storage._bucket import check_revision
 from mono_sync.storage.objects._clean_up import clean_up_deadline
 from mono_sync.storage.objects._info import ObjectInfo
 from mono_sync.storage.objects._meta import read_meta
-from mono_sync.storage.objects._sink import Sinks
+from mono_sync.storage.objects._sinks import Sinks
 
 _NONE_THERE: Final = 404
+_ASKED, _DESCRIBED = "asked", "described"
+_REFUSALS: Final = (NoRespondersError, JetStreamUnavailableError, JetStreamAPIError)
 
 _log = logging.getLogger("mono_sync.storage")
 
@@ -120,19 +134,76 @@ class Commit:
         self._writer = writer
         self._sinks = sinks
         self._look = look
-        self.question: Final = question
+        self._question = question
+        self._guess: Write | None = None
         self._condition = condition
         self._headers = {"Nats-Rollup": "sub", **headers}
         self._operation = operation
 
-    def look(self, answer: Message | None, deadline: Deadline) -> StoredMessage | None:
-        """Return what describes the version that there is now, given what was answered to the question.
+    # --- what goes along with the last chunk, whose acknowledgement takes as long as all of it
+
+    def guess(self, meta: Json, chunk: Write, deadline: Deadline) -> None:
+        """Let a description follow the only chunk of its version right away, for most objects are new.
+
+        It is stored only where there is nothing yet, and only if its chunk was stored just before it; otherwise
+        `commit` comes after all.
+        """
+        if not self._condition.revision and self._sinks.expects_new and self._sinks.keep_order:
+            headers = {**self._headers, EXPECTED_LAST_ID: chunk.message_id}
+            payload = json.dumps(meta).encode()
+            self._guess = self._writer.prepare(self._subject, payload, headers, deadline, self._operation, expected=0)
+            self.in_doubt = True
+
+    @property
+    def along(self) -> list[Question]:
+        """What to send behind the last chunk: the description, or a question what it is going to replace."""
+        if self._guess is not None:
+            return [(self._subject, self._guess.data, self._guess.block, _DESCRIBED)]
+        return [] if self._question is None else [(*self._question, b"", _ASKED)]
+
+    def stored(self, answers: Mapping[str, Message], deadline: Deadline) -> int | None:
+        """Return the revision of a description that was stored behind its chunk; None: it was not, nor will it be.
+
+        Raises:
+            JetStreamAPIError: the server refused it.
+            OutcomeUnknownError: it may be stored.
+        """
+        if self._guess is None:
+            return None
+        answer = answers.get(_DESCRIBED)
+        try:
+            if answer is None:
+                revision = self._writer.carry_out(self._guess, deadline, in_doubt=True)
+            else:
+                revision = read_ack(answer, self._operation).sequence
+        except _REFUSALS as error:
+            self.in_doubt, self._guess = False, None
+            if isinstance(error, JetStreamAPIError) and not (is_conflict(error) or is_out_of_turn(error)):
+                raise
+            return None
+        self._writer.saw(revision)
+        return revision
+
+    def learn(self, answers: Mapping[str, Message]) -> None:
+        """Learn what has become of it, after an interrupt, from an answer that came later."""
+        if self._guess is not None and (answer := answers.get(_DESCRIBED)) is not None:
+            try:
+                read_ack(answer, self._operation)
+            except _REFUSALS:
+                self.in_doubt = False
+
+    # --- one after the other
+
+    def look(self, answers: Mapping[str, Message], deadline: Deadline) -> StoredMessage | None:
+        """Return what describes the version that there is now, as was answered to the question if that was sent.
 
         If that is an older one, because a replica lags behind, `commit` finds out.
         """
-        if answer is not None and answer.status in (None, _NONE_THERE):
-            return read_direct(answer)
-        return self._look(deadline)
+        answer = answers.get(_ASKED)
+        told = answer is not None and answer.status in (None, _NONE_THERE)
+        newest = read_direct(answer) if answer is not None and told else self._look(deadline)
+        self._sinks.expects_new = newest is None
+        return newest
 
     def check(self, newest: StoredMessage | None) -> Json | None:
         """Return the description that is going to be replaced: None for nothing, empty if it cannot be read.

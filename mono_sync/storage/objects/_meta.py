@@ -28,6 +28,9 @@ def digest_of(content: hashlib._Hash) -> str:
     return f"SHA-256={urlsafe_b64encode(content.digest()).decode()}"
 
 
+_DIGEST_OF_NOTHING = digest_of(hashlib.sha256())
+
+
 def new_time() -> str:
     """Return the present time in the form in which it is stored."""
     return datetime.now(UTC).isoformat().replace("+00:00", "Z")
@@ -50,7 +53,7 @@ def new_meta(
         options={"max_chunk_size": chunk},
         size=0,
         chunks=0,
-        digest=digest_of(hashlib.sha256()),
+        digest=_DIGEST_OF_NOTHING,
     )
 
 

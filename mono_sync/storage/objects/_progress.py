@@ -31,6 +31,9 @@ class Reporter:
         progress: who wants to know.
         total: bytes in all, where that is known.
 
+    Attributes:
+        is_heard: whether anybody wants to know.
+
     Raises:
         TypeError: it is neither a function nor a `ProgressBar`.
     """
@@ -48,6 +51,7 @@ class Reporter:
             self._function = progress
         elif progress is not None:
             raise TypeError(f"progress must be a function or have total and update(n), not {type(progress).__name__}")
+        self.is_heard: bool = progress is not None
 
     def report(self, done: int) -> None:
         """Tell that so many bytes are done, if that is more than last time."""

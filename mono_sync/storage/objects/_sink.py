@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
-import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final, NoReturn
 
 from mono_sync._durations import Deadline
@@ -43,15 +42,11 @@ STALE: Final = 120.0
 Where the bucket removes what is older than that in any case, it looks sooner.
 """
 
-_NUID: Final = re.compile(r"[-_a-zA-Z0-9]+")
 _ID: Final = "Nats-Msg-Id"
-_CHUNK: Final = 128 * 1024
-_LARGE_CHUNK: Final = 512 * 1024
-_MESSAGE_HEADERS: Final = 256  # of a chunk, at most
 _PATIENCE: Final = 1.5  # a server that dies in a cluster takes its answers along, and no connection breaks
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.02, 0.5
 _LOOKS: Final = 20
-_LAST, _ASKED = "last", "asked"
+_LAST: Final = "last"
 _FOR_EVER: Final = Deadline(None)
 
 
@@ -63,75 +58,6 @@ def number_of_chunk(message: StoredMessage) -> int | None:
     """Return which chunk of its version a message is, from 0; None where its writer has not told."""
     number = message.headers.get(_ID, "").partition(".")[2]
     return int(number) if number.isdecimal() else None
-
-
-class Sinks:
-    """Where the chunks of a bucket go. Thread-safe.
-
-    Args:
-        connection: where the bucket is.
-        jetstream: its API.
-        writer: the stream.
-        bucket: name of the bucket.
-        stream: name of the stream.
-        max_age: seconds after which the stream removes its messages; 0: never.
-    """
-
-    def __init__(
-        self,
-        connection: CoreConnection,
-        jetstream: JetStream,
-        writer: ExactlyOnce,
-        *,
-        bucket: str,
-        stream: str,
-        max_age: float,
-    ) -> None:
-        self._connection = connection
-        self._jetstream = jetstream
-        self._writer = writer
-        self._bucket = bucket
-        self._stream = stream
-        self._max_age = max_age
-
-    def chunk_size(self, *, resumable: bool = False) -> int:
-        """Return the bytes of one chunk: what the server takes, if that is less than usual.
-
-        Those that are stored one after the other are larger, for each takes a round trip.
-        """
-        usual = _LARGE_CHUNK if resumable else _CHUNK
-        return min(usual, self._connection.server_info.max_payload - _MESSAGE_HEADERS)
-
-    def new(self, nuid: str, headers: dict[str, str], operation: str) -> Sink:
-        """Return the way for the chunks of one version."""
-        return Sink(
-            self._connection,
-            self._jetstream,
-            self._writer,
-            stream=self._stream,
-            subject=self.subject(nuid),
-            headers=headers,
-            operation=operation,
-            stale=min(STALE, self._max_age or STALE),
-        )
-
-    def discard(self, nuid: str, deadline: Deadline) -> None:
-        """Remove the chunks of a version that nothing refers to; what cannot be removed in time is left behind."""
-        if not _NUID.fullmatch(nuid):  # none, or no name of chunks, which other clients may have stored
-            return
-        while True:
-            try:
-                self._jetstream.purge(self._stream, self.subject(nuid), deadline)
-                return
-            except ConnectionLostError:
-                continue  # purging twice does no harm
-            except MonoError as error:
-                _log.warning("bucket %s: chunks %s may be left behind: %s", self._bucket, nuid, error)
-                return
-
-    def subject(self, nuid: str) -> str:
-        """Return where the chunks of a version go."""
-        return f"$O.{self._bucket}.C.{nuid}"
 
 
 class Sink:
@@ -152,13 +78,14 @@ class Sink:
         subject: where the chunks go.
         headers: of every chunk; names and values that NATS can carry.
         operation: what to call it in errors.
-        stale: seconds after which to look whether the chunks are still there.
+        max_age: seconds after which the stream removes its messages; 0: never.
 
     Attributes:
         count: chunks sent, or found there.
         stored: bytes that the server has acknowledged.
         touched: whether anything has been sent.
         cautious: whether to store each chunk on top of the one before, for another upload may go by the same name.
+        answers: what was answered to the last chunk and to what was sent along with it, by tags.
     """
 
     def __init__(
@@ -171,12 +98,13 @@ class Sink:
         subject: str,
         headers: dict[str, str],
         operation: str,
-        stale: float,
+        max_age: float,
     ) -> None:
         self.count: int = 0
         self.stored: int = 0
         self.touched: bool = False
         self.cautious: bool = False
+        self.answers: dict[str, Message] = {}
         self._connection = connection
         self._jetstream = jetstream
         self._writer = writer
@@ -185,9 +113,9 @@ class Sink:
         self._id: str | None = None  # of this attempt, with which those of its chunks begin
         self._headers = headers
         self._operation = operation
-        self._stale = stale
+        self._stale = min(STALE, max_age or STALE)
         self._inbox: Inbox | None = None
-        self._settled = 0  # answers after the end
+        self._settled = 0  # answers to chunks, after the end
         self._awaited: set[str] = set()  # tags of answers, beside those of chunks
         self._losses = 0
         self._attempt = 0
@@ -390,56 +318,51 @@ class Sink:
 
     # --- the last chunk
 
-    def begin_last(
-        self, data: bytes, deadline: Deadline, headers: Mapping[str, str], question: tuple[str, bytes] | None
-    ) -> Write:
-        """Send the last chunk after all others are acknowledged; `end_last` waits for its acknowledgement.
-
-        With it goes a question, by its subject and payload, about which `end_last` tells the answer.
-        """
+    def prepare_last(self, data: bytes, deadline: Deadline, headers: Mapping[str, str]) -> Write:
+        """Return the last chunk, ready for `send_last`; all others are acknowledged then."""
         self.drain(deadline)
         if self.count:  # they may have been removed since, as by a `reset`
             self._compare(deadline)
-        write = self._prepare(data, deadline, headers)
-        asked: list[Question] = [(self._subject, data, write.block, _LAST)]
-        self._awaited = {_LAST}
-        if question is not None:
-            asked.append((*question, b"", _ASKED))
-            self._awaited.add(_ASKED)
-        self._open().ask_all(asked, deadline=deadline)
-        self.count += 1
-        return write
+        return self._prepare(data, deadline, headers)
 
-    def end_last(self, write: Write, deadline: Deadline) -> Message | None:
-        """Wait until the last chunk is stored; return what was answered to the question, None if nothing was.
+    def send_last(self, write: Write, along: Sequence[Question], deadline: Deadline) -> None:
+        """Send the last chunk, and right behind it something else; wait for the answers, and not for too long."""
+        self._awaited = {_LAST, *(tag for *_, tag in along)}
+        self._open().ask_all([(self._subject, write.data, write.block, _LAST), *along], deadline=deadline)
+        self.count += 1
+        patience = deadline.at_most(_PATIENCE)
+        try:
+            while self._awaited and self._hear(patience):
+                pass
+        except ConnectionLostError:
+            _log.debug("%s: the connection broke at the last chunk", self._operation)
+        self._awaited.clear()
+
+    def end_last(self, write: Write, deadline: Deadline) -> None:
+        """Wait until the last chunk is stored.
 
         Raises:
             ChunksLostError: others of its chunks are gone.
         """
-        answers = self._answers(deadline)
-        stored = answers.get(_LAST)
+        stored = self.answers.get(_LAST)
         if stored is None:
             self._conditionally(write, deadline, in_doubt=True)
         else:
             self._note_last(stored, write, deadline)
         self.stored += len(write.data)
-        return answers.get(_ASKED)
 
-    def _answers(self, deadline: Deadline) -> dict[str, Message]:
-        """Return what comes within the time after which it makes sense to ask again."""
-        assert self._inbox is not None
-        answers: dict[str, Message] = {}
-        patience = deadline.at_most(_PATIENCE)
-        try:
-            while self._awaited and (message := self._inbox.poll(patience.remaining)) is not None:
-                tag = message.subject.rpartition(".")[2]
-                if tag in self._awaited:
-                    self._awaited.discard(tag)
-                    answers[tag] = message
-        except ConnectionLostError:
-            _log.debug("%s: the connection broke at the last chunk", self._operation)
-        self._awaited.clear()
-        return answers
+    def _hear(self, patience: Deadline) -> bool:
+        """Take the next answer to what was sent last; return whether one came."""
+        message = None if self._inbox is None else self._inbox.poll(patience.remaining)
+        if message is None:
+            return False
+        tag = message.subject.rpartition(".")[2]
+        if tag in self._awaited:
+            self.answers[tag] = message
+            self._awaited.discard(tag)
+        else:
+            self._settled += 1
+        return True
 
     def _note_last(self, message: Message, write: Write, deadline: Deadline) -> None:
         try:
@@ -479,15 +402,17 @@ class Sink:
         Returns:
             How many answers are still missing.
         """
-        missing = len(self._under_way) + len(self._awaited) - self._settled
         moment = deadline.at_most(_clean_up.LEAST / 2)
         try:
-            while missing > 0 and self._inbox is not None and self._inbox.poll(moment.remaining) is not None:
-                missing -= 1
-                self._settled += 1
+            while self._missing and self._hear(moment):
+                pass
         except MonoError as error:
-            _log.debug("%s: %d chunks are under way after an error: %s", self._operation, missing, error)
-        return missing
+            _log.debug("%s: %d chunks are under way after an error: %s", self._operation, self._missing, error)
+        return self._missing
+
+    @property
+    def _missing(self) -> int:
+        return max(0, len(self._under_way) - self._settled) + len(self._awaited)
 
     def close(self) -> None:
         """Receive no more answers; idempotent."""

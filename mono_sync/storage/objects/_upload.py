@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from types import TracebackType
-from typing import Final
+from typing import Final, NoReturn
 
 from mono_sync._durations import Deadline
 from mono_sync.connection import Json
@@ -18,7 +17,8 @@ from mono_sync.storage.objects._lifetime import TTL
 from mono_sync.storage.objects._meta import digest_of, new_time, to_info
 from mono_sync.storage.objects._progress import Reporter
 from mono_sync.storage.objects._resuming import Found, prefix_header
-from mono_sync.storage.objects._sink import ChunksLostError, Sink, Sinks
+from mono_sync.storage.objects._sink import ChunksLostError, Sink
+from mono_sync.storage.objects._sinks import Sinks
 
 COMMIT_TIME: Final = 120.0
 """Seconds that may lie between the last chunk and the description. Far less than `sweep` lets chunks alone."""
@@ -102,28 +102,33 @@ class Upload:
     def finish(self, deadline: Deadline, reporter: Reporter = _NOBODY) -> ObjectInfo:
         """Make it the version that everybody sees, and return what the bucket knows of it."""
         with self._guarded(deadline):
-            sink, commit = self._sink, self._commit
-            answer = None
+            sink, commit, meta, revision = self._sink, self._commit, self._meta, None
             if self._held is not None:
                 data, headers = self._held
-                last = sink.begin_last(data, deadline, headers, commit.question)
+                last = sink.prepare_last(data, deadline, headers)
+                meta = self._described(sink.count + 1)
+                if not (sink.count or self._resumable or reporter.is_heard):  # who hears it may still say no
+                    commit.guess(meta, last, deadline)
+                sink.send_last(last, commit.along, deadline)
                 deadline = deadline.at_most(COMMIT_TIME)
-                answer = sink.end_last(last, deadline)
+                revision = commit.stored(sink.answers, deadline)
+                if revision is None:
+                    sink.end_last(last, deadline)
                 sink.close()
             elif sink.count:  # an earlier attempt has stored all of them
                 deadline = self._limited(deadline)
-            newest = commit.look(answer, deadline)
-            reporter.report(self.size)
-            self._check_lifetime()
-            meta = self._meta | {
-                "size": self.size,
-                "chunks": sink.count,
-                "digest": digest_of(self._hash),
-                "mtime": new_time(),
-            }
-            revision = commit.commit(meta, newest, deadline)
+            if revision is None:
+                newest = commit.look(sink.answers, deadline)
+                reporter.report(self.size)
+                self._check_lifetime()
+                meta = self._described(sink.count)
+                revision = commit.commit(meta, newest, deadline)
             self._ended = True
         return to_info(meta["bucket"], meta, revision)
+
+    def _described(self, chunks: int) -> Json:
+        content = {"size": self.size, "chunks": chunks, "digest": digest_of(self._hash), "mtime": new_time()}
+        return self._meta | content
 
     def abort(self, reason: BaseException | None, deadline: Deadline) -> None:
         """Remove what was stored; idempotent, and nothing once it has been finished."""
@@ -132,8 +137,9 @@ class Upload:
         self._ended = True
         clean_up, sink = clean_up_deadline(reason, deadline), self._sink
         none_was_taken = not sink.touched or (isinstance(reason, BucketSealedError) and not sink.stored)
-        keeps = self._resumable or self._commit.in_doubt or none_was_taken
         missing = sink.settle(clean_up)
+        self._commit.learn(sink.answers)
+        keeps = self._resumable or self._commit.in_doubt or none_was_taken
         if not keeps:
             self._sinks.discard(self._meta["nuid"], clean_up)
             if missing and sink.settle(clean_up) < missing:  # some have arrived behind the removal
@@ -153,19 +159,40 @@ class Upload:
             reason = f"it took longer than {self._longest:.0f} s, and its chunks would expire before it"
             raise UploadLostError(self._meta["bucket"], self._meta["name"], reason)
 
-    @contextmanager
-    def _guarded(self, deadline: Deadline) -> Iterator[None]:
+    def _guarded(self, deadline: Deadline) -> _Step:
         if self._ended:
             raise StorageError(f"the upload of object {self._meta['name']!r} has ended")
+        return _Step(self, deadline)
+
+    def fail(self, error: BaseException, deadline: Deadline) -> NoReturn:
+        """Raise an error in the words of the bucket, and remove what was stored."""
         try:
             with self._commit.errors(deadline, self.size):
-                try:
-                    yield
-                except ChunksLostError as error:
+                if isinstance(error, ChunksLostError):
                     raise UploadLostError(self._meta["bucket"], self._meta["name"], str(error)) from error
-        except BaseException as error:
-            self.abort(error, deadline)
+                raise error
+        except BaseException as explained:
+            self.abort(explained, deadline)
             raise
+
+
+class _Step:
+    """One step of an upload, which ends with it when it fails; small objects take few, of which each counts."""
+
+    __slots__ = ("_deadline", "_upload")
+
+    def __init__(self, upload: Upload, deadline: Deadline) -> None:
+        self._upload = upload
+        self._deadline = deadline
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if error is not None:
+            self._upload.fail(error, self._deadline)
 
 
 class AllOrNothing:

@@ -25,7 +25,8 @@ from mono_sync.storage.objects._meta import (
 from mono_sync.storage.objects._progress import Progress, Reporter
 from mono_sync.storage.objects._reading import Reading
 from mono_sync.storage.objects._resuming import Found, Resumption, check_seekable, name_of_chunks
-from mono_sync.storage.objects._sink import ChunksLostError, Sinks
+from mono_sync.storage.objects._sink import ChunksLostError
+from mono_sync.storage.objects._sinks import Sinks
 from mono_sync.storage.objects._source_file import Chunks, Readable, check_readable, size_of
 from mono_sync.storage.objects._sweep import Sweep, check_grace, described_in
 from mono_sync.storage.objects._upload import COMMIT_TIME, AllOrNothing, Upload
@@ -100,6 +101,7 @@ class Writing(Reading):
             BucketFullError: the bucket's limit is reached; old and new version need room together.
             BucketSealedError: the bucket is sealed.
             OutcomeUnknownError: the deadline passed, or the connection was closed, in the last step: it may be stored.
+                For a new object of one chunk there is no other step.
             TypeError: the data are not bytes-like, or an option is of a wrong type.
             ObjectExistsError: there is an object, and ``if_match`` is 0.
             RevisionMismatchError: it is not at the revision ``if_match``.
