@@ -40,7 +40,8 @@ class NatsPyStore:
         return self._timed(get)
 
     def get_into(self, key: str, path: Path) -> float:
-        """Return the seconds that it takes to have an object in a file."""
+        """Return the seconds that it takes to have an object in a new file."""
+        path.unlink(missing_ok=True)
 
         async def get() -> None:
             with path.open("wb") as target:

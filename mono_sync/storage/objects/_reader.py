@@ -111,7 +111,7 @@ class ObjectReader(LoneStream):
         wanted = _wanted(size)
         piece = self._piece(self._clamp(wanted), need=max(1, wanted))
         self._position += len(piece)
-        return bytes(piece)
+        return piece
 
     @alone
     def readinto(self, buffer: Buffer, /) -> int:
@@ -139,7 +139,7 @@ class ObjectReader(LoneStream):
     @alone
     def peek(self, size: int = 0, /) -> bytes:  # noqa: ARG002  # as of a file, of no consequence
         """Return the rest of a chunk, at least one byte before the end, and leave the position where it is."""
-        return bytes(self._piece(self._clamp(-1), need=1))
+        return self._piece(self._clamp(-1), need=1)
 
     @alone
     def readline(self, size: int | None = -1, /) -> bytes:
@@ -244,13 +244,13 @@ class ObjectReader(LoneStream):
             self._held = self._source.chunk_at(position, need, deadline)
         return self._held
 
-    def _piece(self, size: int, *, need: int) -> memoryview:
-        """Return up to so many bytes of the chunk at the position."""
+    def _piece(self, size: int, *, need: int) -> bytes:
+        """Return up to so many bytes of the chunk at the position; all of it is not copied."""
         if not size:
-            return memoryview(b"")
+            return b""
         start, data = self._chunk_at(self._position, need, self._deadline())
         begin = self._position - start
-        return memoryview(data)[begin : begin + size]
+        return data[begin : begin + size]
 
     def _transfer(self, size: int, put: Callable[[memoryview], object], deadline: Deadline | None = None) -> None:
         """Pass on so many bytes, and move the position when all have been."""
