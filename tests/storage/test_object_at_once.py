@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 
 import mono_sync
-from mono_sync import Connection, ObjectBucket, ObjectExistsError, OutcomeUnknownError
+from mono_sync import Connection, ConnectionClosedError, ObjectBucket, ObjectExistsError, OutcomeUnknownError
 from mono_sync.connection import Question
 from mono_sync.storage.objects._committing import Commit
 from mono_sync.storage.objects._sink import Sink
 from tests.fixtures.waiting import wait_until
 from tests.storage.helpers import CutProxy, chunk_subjects, together
+from tests.support.threads import Background
 
 CHUNK, DESCRIPTION = b".C.", b".M."
 
@@ -130,6 +131,17 @@ def test_it_is_not_known_what_happened_when_no_answer_comes_in_time(
     with pytest.raises(OutcomeUnknownError, match="storing object 'k' of bucket"):
         cut.put("k", b"mine", timeout=0.5)
     assert is_whole(any_objects, b"mine")  # this time it did
+
+
+def test_closing_the_connection_leaves_all_of_it_or_nothing(
+    cut: ObjectBucket, proxy: CutProxy, any_objects: ObjectBucket
+) -> None:
+    proxy.mute_at(DESCRIPTION, occurrence=1)
+    call = Background(lambda: cut.put("k", b"mine"))
+    wait_until(lambda: proxy.cuts, "it waits for answers")
+    cut._connection.close()
+    assert isinstance(call.error(), ConnectionClosedError)
+    assert is_whole(any_objects, b"mine")  # this time all
 
 
 def test_many_threads_and_connections_store_new_objects_at_once(

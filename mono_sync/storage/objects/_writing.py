@@ -100,8 +100,9 @@ class Writing(Reading):
         Raises:
             BucketFullError: the bucket's limit is reached; old and new version need room together.
             BucketSealedError: the bucket is sealed.
-            OutcomeUnknownError: the deadline passed, or the connection was closed, in the last step: it may be stored.
-                For a new object of one chunk there is no other step.
+            OutcomeUnknownError: the deadline passed in the last step: it may be stored. For a new object of one chunk
+                there is no other step.
+            ConnectionClosedError: the connection is closed; where that was in the last step, it may be stored as well.
             TypeError: the data are not bytes-like, or an option is of a wrong type.
             ObjectExistsError: there is an object, and ``if_match`` is 0.
             RevisionMismatchError: it is not at the revision ``if_match``.
