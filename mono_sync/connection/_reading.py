@@ -303,7 +303,7 @@ def _window(limit: int) -> Callable[[int], int]:
     """
     first = max(1, _BYTES_UNDER_WAY // limit)
     most = max(first, min(_LARGEST_WINDOW, _CUT_OFF // limit))
-    return lambda largest: min(most, _BYTES_UNDER_WAY // largest) if 0 < largest < limit else first
+    return lambda largest: max(1, min(most, _BYTES_UNDER_WAY // largest)) if 0 < largest < limit else first
 
 
 def _parts(subjects: Sequence[str], most_bytes: int) -> Iterator[list[str]]:

@@ -124,6 +124,17 @@ def test_a_server_that_takes_small_messages_is_asked_about_long_keys_in_several_
         assert kv.get_many(values) == values
 
 
+def test_values_larger_than_all_that_may_be_under_way_are_read_one_by_one(run_nats_server: Any) -> None:
+    server = run_nats_server("jetstream: enabled\nmax_payload: 64MB\nmax_pending: 128MB")
+    with mono_sync.connect(server.url) as connection:
+        connection.kv(KVBucketConfig("b", storage="memory"))
+        raw_kv(connection.kv("b")).update(allow_direct=False)
+        kv = connection.kv("b")
+        values = {f"k{number}": bytes([number]) * 10_000_000 for number in range(3)}
+        kv.set_many(values, timeout=30)
+        assert kv.get_many(values, timeout=30) == values
+
+
 BAD: list[tuple[Any, type[Exception], str]] = [
     ({"k": b"v", "user:1": b"v"}, InvalidKeyError, "write 'user.1' instead"),
     ({"k": b"v", "": b"v"}, InvalidKeyError, "it is empty"),
