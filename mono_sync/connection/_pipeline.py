@@ -43,9 +43,9 @@ def ask_each(
     *,
     window: Callable[[int], int],
     patience: float = _PATIENCE,
-    is_last: Callable[[Message], bool] | None = None,
+    take: Callable[[Message], bool] | None = None,
 ) -> Iterator[tuple[T, Message | None]]:
-    """Ask about each of many items, many questions being under way at a time, and yield what is answered.
+    """Ask about each of many items, many questions being under way at a time, and yield each with its answer.
 
     What is unanswered when the connection breaks is asked again, so answers may come twice.
 
@@ -57,36 +57,50 @@ def ask_each(
         operation: what to call it in errors.
         window: returns how many questions may be under way, given the size of the largest answer yet.
         patience: seconds without any answer after which the questions under way are given up: each yields None.
-        is_last: whether an answer is the last one to its question; None: every question has one.
+        take: takes each answer, and returns whether it is the last one to its question, which alone is yielded; None:
+            every question has one.
     """
     numbers = itertools.count()
     under_way: dict[str, T] = {}
-    largest = 0
+    largest, most = 0, window(0)
     with connection.inbox(deadline) as inbox:
         while waiting or under_way:
-            if waiting and 2 * len(under_way) <= (most := window(largest)):
-                asked: list[Question] = []
-                while waiting and len(under_way) < most:
-                    item, tag = waiting.popleft(), str(next(numbers))
-                    under_way[tag] = item
-                    asked.append((*question(item), b"", tag))
-                inbox.ask_all(asked)
+            if waiting and 2 * len(under_way) <= most:
+                inbox.ask_all(_next_questions(waiting, under_way, most, question, numbers))
+            silent = True
             try:
-                message = inbox.next_within(patience, operation)
+                for message in inbox.arriving(patience, operation):
+                    silent = False
+                    if len(message.data) > largest:
+                        largest = len(message.data)
+                        most = window(largest)
+                    tag = message.subject.rpartition(".")[2]
+                    if tag in under_way and (take is None or take(message)):
+                        yield under_way.pop(tag), message
+                        if waiting and 2 * len(under_way) <= most:
+                            break
             except ConnectionLostError:
                 waiting.extendleft(reversed(under_way.values()))
                 under_way.clear()
-                continue
-            if message is None:
-                silent = list(under_way.values())
-                under_way.clear()
-                yield from ((item, None) for item in silent)
-                continue
-            largest = max(largest, len(message.data))
-            tag = message.subject.rpartition(".")[2]
-            if tag in under_way:
-                ended = is_last is None or is_last(message)
-                yield (under_way.pop(tag) if ended else under_way[tag]), message
+            else:
+                if silent:
+                    unanswered = list(under_way.values())
+                    under_way.clear()
+                    yield from ((item, None) for item in unanswered)
+
+
+def _next_questions(
+    waiting: deque[T],
+    under_way: dict[str, T],
+    most: int,
+    question: Callable[[T], tuple[str, bytes]],
+    numbers: Iterator[int],
+) -> Iterator[Question]:
+    """Yield the next questions, until as many as may be are under way."""
+    while waiting and len(under_way) < most:
+        item, tag = waiting.popleft(), str(next(numbers))
+        under_way[tag] = item
+        yield (*question(item), b"", tag)
 
 
 class Batch:

@@ -110,6 +110,12 @@ class StreamReader:
         def question(part: Sequence[str]) -> tuple[str, bytes]:
             return target, json.dumps({"multi_last": part, "max_bytes": _MOST_BYTES}).encode()
 
+        def take(message: Message) -> bool:
+            if message.status is not None:
+                return True
+            found[_stored_subject(message)] = message
+            return False
+
         answers = ask_each(
             self._connection,
             waiting,
@@ -118,16 +124,13 @@ class StreamReader:
             self._operation,
             window=lambda _: max(1, _BYTES_UNDER_WAY // (_MOST_BYTES + info.max_payload)),
             patience=_PATIENCE,
-            is_last=lambda message: message.status is not None,
+            take=take,
         )
-        for part, message in answers:
-            if message is not None and message.status is None:
-                found[_stored_subject(message)] = message
-                continue
+        for part, end in answers:
             missing = [subject for subject in part if subject not in found]
-            if message is not None and _stopped_early(message) and 0 < len(missing) < len(part):
+            if end is not None and _stopped_early(end) and 0 < len(missing) < len(part):
                 waiting.append(missing)
-            elif message is None or not _is_whole(message) or not info.supports(_MULTI_IN_ONE_MOMENT):
+            elif end is None or not _is_whole(end) or not info.supports(_MULTI_IN_ONE_MOMENT):
                 left += missing
         return left
 
@@ -306,24 +309,17 @@ def _window(limit: int) -> Callable[[int], int]:
     return lambda largest: max(1, min(most, _BYTES_UNDER_WAY // largest)) if 0 < largest < limit else first
 
 
-def _parts(subjects: Sequence[str], most_bytes: int) -> Iterator[list[str]]:
+def _parts(subjects: Sequence[str], most_bytes: int) -> list[Sequence[str]]:
     """Split subjects into parts whose JSON is no larger than ``most_bytes``."""
-    part, size = list[str](), 0
-    for subject in subjects:
-        if part and (len(part) == _MOST_SUBJECTS or size + len(subject) + 4 > most_bytes):
-            yield part
-            part, size = [], 0
-        part.append(subject)
-        size += len(subject) + 4
-    if part:
-        yield part
+    longest = max(map(len, subjects)) + 4
+    most = max(1, min(_MOST_SUBJECTS, most_bytes // longest))
+    return [subjects[start : start + most] for start in range(0, len(subjects), most)]
 
 
 def _stored_subject(message: Message) -> str:
     """Return the subject under which a message that was got directly is stored; the server's headers come last."""
-    block = message.header_block
-    start = block.rindex(b"\nNats-Subject:") + 14
-    return block[start : block.index(b"\r", start)].strip().decode("utf-8", "replace")
+    subject = message.header_block.rpartition(b"\nNats-Subject:")[2].partition(b"\r")[0]
+    return subject.strip().decode("utf-8", "replace")
 
 
 def _stopped_early(message: Message) -> bool:
