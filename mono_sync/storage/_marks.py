@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 from mono_sync.adapter import Message, parse_header_block
 from mono_sync.storage._values import Operation
 
+_MARK = re.compile(rb"\n(?:KV-Operation|Nats-Marker-Reason):")
 _OPERATIONS = {operation.value: operation for operation in Operation}
 _MARKED = {"MaxAge": Operation.PURGE, "Purge": Operation.PURGE, "Remove": Operation.DELETE}
 
 
 def is_marked(message: Message) -> bool:
     """Return whether a message marks a removal, or may do so."""
-    return message.has_header(b"KV-Operation") or message.has_header(b"Nats-Marker-Reason")
+    return _MARK.search(message.header_block) is not None
 
 
 def operation_in(header_block: bytes) -> Operation:
     """Tell what a message did from its headers as they came; quick for values."""
-    if b"\nKV-Operation:" in header_block or b"\nNats-Marker-Reason:" in header_block:
-        return operation_of(parse_header_block(header_block)[0])
-    return Operation.PUT
+    return operation_of(parse_header_block(header_block)[0]) if _MARK.search(header_block) else Operation.PUT
 
 
 def operation_of(headers: Mapping[str, str]) -> Operation:

@@ -138,6 +138,7 @@ def test_values_larger_than_all_that_may_be_under_way_are_read_one_by_one(run_na
 BAD: list[tuple[Any, type[Exception], str]] = [
     ({"k": b"v", "user:1": b"v"}, InvalidKeyError, "write 'user.1' instead"),
     ({"k": b"v", "": b"v"}, InvalidKeyError, "it is empty"),
+    ({"k": b"v", "l" * 4_000: b"v", "m": b"v"}, InvalidKeyError, "it is too long by"),
     ({"k": b"v", 5: b"v"}, TypeError, "the key must be a str"),
     ({"k": b"v", "l": "text"}, TypeError, r"call .encode\(\) first"),
     ({"k": b"v", "l": None}, TypeError, "a payload must be bytes"),
@@ -156,10 +157,11 @@ def test_bad_input_is_refused_before_anything_is_sent(
 
 
 def test_bad_keys_are_refused_before_anything_is_sent(any_kv: KVBucket) -> None:
-    with pytest.raises(InvalidKeyError):
-        any_kv.delete_many(["k", "a:b"])
-    with pytest.raises(InvalidKeyError):
-        any_kv.get_many(["k", "a:b"])
+    for bad in ("a:b", "l" * 4_000):
+        with pytest.raises(InvalidKeyError):
+            any_kv.delete_many(["k", bad, "m"])
+        with pytest.raises(InvalidKeyError):
+            any_kv.get_many(["k", bad, "m"])
     assert raw_kv(any_kv).state["last_seq"] == 0
 
 

@@ -19,9 +19,9 @@ from mono_sync.errors import (
     OutcomeUnknownError,
     PartialWriteError,
 )
-from mono_sync.storage._bucket import server_time
+from mono_sync.storage._bucket import check_subject_length, server_time
 from mono_sync.storage._marks import operation_in
-from mono_sync.storage._names import check_pattern, is_key
+from mono_sync.storage._names import check_key, check_pattern, is_key
 from mono_sync.storage._values import BucketStatus, Operation
 from mono_sync.storage.kv._single import SingleKeys
 
@@ -46,15 +46,23 @@ class ManyKeys(SingleKeys):
             keys: any number; one that is named twice is read once.
             timeout: total deadline.
         """
-        subjects = {self._subject(key): key for key in check_keys(keys)}
+        subjects = self._subjects(check_keys(keys))
         deadline = self._deadline(timeout)
         with self._errors(deadline, "reading keys"):
-            found = self._reader.newest_of(subjects, deadline, direct=self._direct)
+            found = self._reader.newest_of(subjects.values(), deadline, direct=self._direct)
         return {
-            key: found[subject].data
-            for subject, key in subjects.items()
-            if subject in found and operation_in(found[subject].header_block) is Operation.PUT
+            key: message.data
+            for key, subject in subjects.items()
+            if (message := found.get(subject)) is not None and operation_in(message.header_block) is Operation.PUT
         }
+
+    def _subjects(self, keys: Iterable[str]) -> dict[str, str]:
+        """Return the subject of each key, all of which are legal."""
+        subjects = {key: self._prefix + check_key(key) for key in keys}
+        if subjects:
+            longest = max(subjects, key=len)
+            check_subject_length(subjects[longest], longest)
+        return subjects
 
     def keys(self, pattern: str = ">", *, timeout: Timeout = DEFAULT) -> list[str]:
         """Return the live keys that match a pattern, each once, in the order of their last writes.
@@ -123,7 +131,7 @@ class ManyKeys(SingleKeys):
     def _write_many(
         self, values: Mapping[str, bytes], headers: dict[str, str], deadline: Deadline, doing: str
     ) -> dict[str, int]:
-        subjects = {key: self._subject(key) for key in values}
+        subjects = self._subjects(values)
         messages = [(subjects[key], data, self._describe(doing, key)) for key, data in values.items()]
         with self._errors(deadline, f"{doing}s"):
             limit = self._connection.server_info.max_payload
