@@ -1,6 +1,6 @@
 """The blocking connection: states, publish and request, and JetStream's API on top of them."""
 
-from mono_sync.connection._answers import Json, PubAck, StoredMessage, parse_time, read_ack, read_direct
+from mono_sync.connection._answers import Json, StoredMessage, parse_time, read_ack, read_direct
 from mono_sync.connection._atomic import AtomicBatches, BatchRefusedError, Conditional
 from mono_sync.connection._connection import CoreConnection
 from mono_sync.connection._delivery import Delivery, DeliveryLostError
@@ -37,7 +37,6 @@ __all__ = [
     "JetStream",
     "Json",
     "Listed",
-    "PubAck",
     "Question",
     "Start",
     "StateListener",

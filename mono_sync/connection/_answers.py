@@ -21,18 +21,6 @@ _NOT_NOW: Final = frozenset(
 _PLAIN_ACK: Final = re.compile(rb'\{"stream":"[^"]*", ?"seq":(\d+)\}')  # as nearly all are: no JSON to be parsed
 
 
-class PubAck(NamedTuple):
-    """The server's word that it has stored a message.
-
-    Attributes:
-        sequence: its place in the stream.
-        duplicate: whether an earlier message of the same id was found instead.
-    """
-
-    sequence: int
-    duplicate: bool
-
-
 class StoredMessage(NamedTuple):
     """A message of a stream.
 
@@ -71,8 +59,8 @@ def read_answer(data: bytes, context: str) -> Json:
     raise JetStreamAPIError(code, err_code, description, context=context)
 
 
-def read_ack(message: Message, context: str) -> PubAck:
-    """Read the answer to a publish.
+def read_ack(message: Message, context: str) -> int:
+    """Return the sequence of a message from the answer to its publish: its own, or of an earlier one of the same id.
 
     Raises:
         NoRespondersError: no stream takes the subject.
@@ -80,11 +68,11 @@ def read_ack(message: Message, context: str) -> PubAck:
     """
     plain = _PLAIN_ACK.fullmatch(message.data)
     if plain is not None:
-        return PubAck(int(plain[1]), duplicate=False)
+        return int(plain[1])
     if message.status == 503:
         raise NoRespondersError(context)
-    answer = read_answer(message.data, context)
-    return PubAck(answer["seq"], answer.get("duplicate", False))
+    sequence: int = read_answer(message.data, context)["seq"]
+    return sequence
 
 
 def read_direct(message: Message) -> StoredMessage | None:

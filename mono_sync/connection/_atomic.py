@@ -219,7 +219,7 @@ class AtomicBatches(ExactlyOnce):
                     continue
                 index = int(answer.subject.rpartition(".")[2])
                 try:
-                    sequence = read_ack(answer, operation).sequence
+                    sequence = read_ack(answer, operation)
                 except JetStreamAPIError as error:
                     raise BatchRefusedError(index, error) from error
                 if index == last:

@@ -235,7 +235,7 @@ class ExactlyOnce:
             deadline = deadline.at_most(_PATIENCE)
         message = self._connection.exchange(write.subject, data, block, deadline, server=server)
         try:
-            return read_ack(message, write.operation).sequence
+            return read_ack(message, write.operation)
         except JetStreamAPIError as error:
             if is_under_way(error):
                 raise JetStreamUnavailableError(error.description, temporary=True) from error

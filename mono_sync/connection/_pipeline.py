@@ -217,7 +217,7 @@ class Batch:
             return  # settled before
         self._bytes_under_way -= len(write.data)
         try:
-            self.stored[write.subject] = read_ack(message, write.operation).sequence
+            self.stored[write.subject] = read_ack(message, write.operation)
         except (NoRespondersError, JetStreamUnavailableError):  # refused unseen, for the moment
             self._carry_out(write, in_doubt=False)
         except JetStreamAPIError as error:

@@ -147,8 +147,7 @@ class Bucket(Generic[ConfigT]):
             raise error
 
     def _describe(self, doing: str, key: str = "") -> str:
-        what = f"{doing} {key!r}" if key else doing
-        return f"{what} of bucket {self._name!r}"
+        return f"{doing} {key!r} of bucket {self._name!r}" if key else f"{doing} of bucket {self._name!r}"
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._name!r} of {self._connection!r}>"

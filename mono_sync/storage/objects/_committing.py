@@ -175,7 +175,7 @@ class Commit:
             if answer is None:
                 revision = self._writer.carry_out(self._guess, deadline, in_doubt=True)
             else:
-                revision = read_ack(answer, self._operation).sequence
+                revision = read_ack(answer, self._operation)
         except _REFUSALS as error:
             self.in_doubt, self._guess = False, None
             if isinstance(error, JetStreamAPIError) and not (is_conflict(error) or is_out_of_turn(error)):

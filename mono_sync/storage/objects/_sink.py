@@ -236,7 +236,7 @@ class Sink:
         if index not in self._under_way:
             return  # known before
         try:
-            sequence = read_ack(message, self._operation).sequence
+            sequence = read_ack(message, self._operation)
         except (NoRespondersError, JetStreamUnavailableError, JetStreamAPIError) as error:
             if isinstance(error, JetStreamAPIError) and not is_under_way(error):
                 self._under_way.pop(index)
@@ -366,7 +366,7 @@ class Sink:
 
     def _note_last(self, message: Message, write: Write, deadline: Deadline) -> None:
         try:
-            self._writer.saw(read_ack(message, self._operation).sequence)
+            self._writer.saw(read_ack(message, self._operation))
         except (NoRespondersError, JetStreamUnavailableError):  # refused unseen, for the moment
             self._conditionally(write, deadline, in_doubt=False)
         except JetStreamAPIError as error:
