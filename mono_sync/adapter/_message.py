@@ -28,25 +28,21 @@ class Message:
         subject: where it was sent to.
         data: the payload.
         reply: subject for an answer; empty when none is expected.
+        header_block: the headers as they came; `parse_header_block` splits them.
     """
 
-    __slots__ = ("_parsed", "_raw_headers", "data", "reply", "subject")
+    __slots__ = ("_parsed", "data", "header_block", "reply", "subject")
 
-    def __init__(self, subject: str, data: bytes, reply: str = "", raw_headers: bytes = b"") -> None:
+    def __init__(self, subject: str, data: bytes, reply: str = "", header_block: bytes = b"") -> None:
         self.subject: str = subject
         self.data: bytes = data
         self.reply: str = reply
-        self._raw_headers = raw_headers
+        self.header_block: bytes = header_block
         self._parsed: tuple[Mapping[str, str], int | None, str] | None = None
-
-    @property
-    def header_block(self) -> bytes:
-        """The headers as they came; `parse_header_block` splits them."""
-        return self._raw_headers
 
     def _parse(self) -> tuple[Mapping[str, str], int | None, str]:
         if self._parsed is None:
-            self._parsed = parse_header_block(self._raw_headers)
+            self._parsed = parse_header_block(self.header_block)
         return self._parsed
 
     @property
@@ -57,13 +53,9 @@ class Message:
     @property
     def status(self) -> int | None:
         """Number of a status message of the server (503: no responders), else None."""
-        if not self._raw_headers or self._raw_headers.startswith(_NO_STATUS):
+        if not self.header_block or self.header_block.startswith(_NO_STATUS):
             return None
         return self._parse()[1]
-
-    def has_header(self, name: bytes) -> bool:
-        """Return whether there is a header of exactly this name; quicker than ``headers``."""
-        return b"\n%b:" % name in self._raw_headers
 
     @property
     def description(self) -> str:

@@ -12,6 +12,7 @@ Sink: TypeAlias = Callable[[Message], None]
 
 _CRLF = b"\r\n"
 _MESSAGES = (b"MSG ", b"HMSG ")
+_WITH_HEADERS = b"HMSG"
 _LONGEST_LINE = 1 << 20
 _LARGE = 1 << 14  # bytes that are missing; of less it is as quick to look at the whole message again
 _LARGEST = 1 << 26  # no server takes more
@@ -57,7 +58,7 @@ class Scanner:
                 return
             self._large.clear()
             self._ignored = len(_CRLF)
-            self._hand_out(large.fields, large.header_block, b"".join(large.pieces))
+            self._hand_out(large.words, large.header_block, b"".join(large.pieces))
         if self._ignored:
             ignored = min(self._ignored, len(data) - start)
             start, self._ignored = start + ignored, self._ignored - ignored
@@ -96,21 +97,21 @@ class Scanner:
                 self._others(data[position : end + 2])
                 position = self._position = end + 2
                 continue
-            fields, body, after = _measure(data, position, end)
+            words, body, after = _measure(data, position, end)
             if after + 2 > size:
                 if body <= size and _LARGE <= after - size <= _LARGEST:
-                    large = _LargeMessage(fields, data[end + 2 : body], after - body)
+                    large = _LargeMessage(words, data[end + 2 : body], after - body)
                     self._large.append(large)
                     return large.take(data, body)
                 self._wanted = after + 2 - position
                 return position
-            self._hand_out(fields, data[end + 2 : body], data[body:after])
+            self._hand_out(words, data[end + 2 : body], data[body:after])
             position = self._position = after + 2
         return position
 
-    def _hand_out(self, fields: list[bytes], header_block: bytes, payload: bytes) -> None:
-        if (sink := self._sinks.get(fields[1])) is not None:
-            sink(_message(fields, header_block, payload))
+    def _hand_out(self, words: list[bytes], header_block: bytes, payload: bytes) -> None:
+        if (sink := self._sinks.get(words[2])) is not None:
+            sink(_message(words, header_block, payload))
 
 
 def first_message(data: bytes) -> tuple[Message | None, int]:
@@ -119,51 +120,51 @@ def first_message(data: bytes) -> tuple[Message | None, int]:
     if end < 0 or not data.startswith(_MESSAGES):
         return None, 0
     try:
-        fields, body, after = _measure(data, 0, end)
+        words, body, after = _measure(data, 0, end)
     except (ValueError, IndexError):  # not a message after all
         return None, 0
     if after + 2 > len(data):
         return None, 0
-    return _message(fields, data[end + 2 : body], data[body:after]), after + 2
+    return _message(words, data[end + 2 : body], data[body:after]), after + 2
 
 
 def _measure(data: bytes, position: int, end: int) -> tuple[list[bytes], int, int]:
-    """Return the words of a message's line but those that are sizes, and where its payload begins and ends.
+    """Return the words of a message's line but for the size of headers, and where its payload begins and ends.
 
     Raises:
         ValueError: it is none.
         IndexError: it is none.
     """
-    kind, *fields, size = data[position:end].split()
+    words = data[position:end].split()
     body = head = end + 2
-    if kind == b"HMSG":
-        body += int(fields.pop())
-    after = head + int(size)
-    if after < body or not 1 < len(fields) <= 3:
+    if words[0] == _WITH_HEADERS:
+        body += int(words.pop(-2))
+    after = head + int(words[-1])
+    if after < body or not 4 <= len(words) <= 5:
         raise ValueError("a negative size, or not as many words")
-    return fields, body, after
+    return words, body, after
 
 
-def _message(fields: list[bytes], header_block: bytes, payload: bytes) -> Message:
-    """Put a message together: of its subject, the subscription's number, and perhaps a subject for an answer."""
-    reply = fields[2].decode("utf-8", "replace") if len(fields) > 2 else ""
-    return Message(fields[0].decode("utf-8", "replace"), payload, reply, header_block)
+def _message(words: list[bytes], header_block: bytes, payload: bytes) -> Message:
+    """Put a message together; its line's words are kind, subject, subscription, perhaps reply subject, and size."""
+    reply = words[3].decode("utf-8", "replace") if len(words) > 4 else ""
+    return Message(words[1].decode("utf-8", "replace"), payload, reply, header_block)
 
 
 class _LargeMessage:
     """A message whose payload is not complete.
 
     Attributes:
-        fields: subject, subscription, perhaps the subject for an answer.
+        words: those of its line.
         header_block: the headers.
         pieces: what has come of the payload.
         missing: how many bytes have not.
     """
 
-    __slots__ = ("fields", "header_block", "missing", "pieces")
+    __slots__ = ("header_block", "missing", "pieces", "words")
 
-    def __init__(self, fields: list[bytes], header_block: bytes, size: int) -> None:
-        self.fields: list[bytes] = fields
+    def __init__(self, words: list[bytes], header_block: bytes, size: int) -> None:
+        self.words: list[bytes] = words
         self.header_block: bytes = header_block
         self.pieces: list[memoryview] = []
         self.missing: int = size

@@ -30,7 +30,7 @@ class Recorder:
 
     def _sink(self, sid: bytes) -> Any:
         def take(message: Message) -> None:
-            raw = message._raw_headers
+            raw = message.header_block
             self.messages.append((sid, message.subject, message.reply, raw, message.data))
 
         return take
