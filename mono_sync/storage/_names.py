@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 from base64 import urlsafe_b64decode, urlsafe_b64encode
+from collections.abc import Collection
+from contextlib import suppress
 
 from mono_sync.errors import ConfigurationError, InvalidKeyError
 
@@ -44,6 +46,15 @@ def check_key(key: str) -> str:
     if not _LETTERS_OF_KEYS.fullmatch(key):
         raise InvalidKeyError(key, "letters, digits and - / _ = . are allowed")
     raise InvalidKeyError(key, "it must not begin or end with a dot, nor hold two in a row")
+
+
+def check_every_key(keys: Collection[str]) -> None:
+    """Do nothing if NATS allows each of the keys; quicker than `check_key` one by one, whose errors it raises."""
+    with suppress(TypeError):  # one is no str
+        if all(map(_KEY.fullmatch, keys)):
+            return
+    for key in keys:
+        check_key(key)
 
 
 def is_key(text: str) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Final, NoReturn
 
@@ -21,7 +21,7 @@ from mono_sync.errors import (
 )
 from mono_sync.storage._bucket import check_subject_length, server_time
 from mono_sync.storage._marks import operation_in
-from mono_sync.storage._names import check_key, check_pattern, is_key
+from mono_sync.storage._names import check_every_key, check_pattern, is_key
 from mono_sync.storage._values import BucketStatus, Operation
 from mono_sync.storage.kv._single import SingleKeys
 
@@ -46,7 +46,7 @@ class ManyKeys(SingleKeys):
             keys: any number; one that is named twice is read once.
             timeout: total deadline.
         """
-        subjects = self._subjects(check_keys(keys))
+        subjects = self._subjects(list(check_keys(keys)))
         deadline = self._deadline(timeout)
         with self._errors(deadline, "reading keys"):
             found = self._reader.newest_of(subjects.values(), deadline, direct=self._direct)
@@ -56,13 +56,12 @@ class ManyKeys(SingleKeys):
             if (message := found.get(subject)) is not None and operation_in(message.header_block) is Operation.PUT
         }
 
-    def _subjects(self, keys: Iterable[str]) -> dict[str, str]:
+    def _subjects(self, keys: Collection[str]) -> dict[str, str]:
         """Return the subject of each key, all of which are legal."""
-        subjects = {key: self._prefix + check_key(key) for key in keys}
-        if subjects:
-            longest = max(subjects, key=len)
-            check_subject_length(subjects[longest], longest)
-        return subjects
+        check_every_key(keys)
+        longest = max(keys, key=len, default="")
+        check_subject_length(self._prefix + longest, longest)
+        return {key: self._prefix + key for key in keys}
 
     def keys(self, pattern: str = ">", *, timeout: Timeout = DEFAULT) -> list[str]:
         """Return the live keys that match a pattern, each once, in the order of their last writes.
