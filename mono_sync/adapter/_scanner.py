@@ -11,8 +11,8 @@ Sink: TypeAlias = Callable[[Message], None]
 """Takes each message of a subscription, on the loop thread: it must neither block nor raise."""
 
 _CRLF = b"\r\n"
-_MESSAGES = (b"MSG ", b"HMSG ")
-_WITH_HEADERS = b"HMSG"
+_MESSAGE = b"MSG"
+_MESSAGE_WITH_HEADERS = b"HMSG"
 _LONGEST_LINE = 1 << 20
 _LARGE = 1 << 14  # bytes that are missing; of less it is as quick to look at the whole message again
 _LARGEST = 1 << 26  # no server takes more
@@ -93,11 +93,12 @@ class Scanner:
                     raise ValueError("no end of a line")
                 self._wanted = 0
                 return position
-            if not data.startswith(_MESSAGES, position):
+            measured = _measure(data, position, end)
+            if measured is None:
                 self._others(data[position : end + 2])
                 position = self._position = end + 2
                 continue
-            words, body, after = _measure(data, position, end)
+            words, body, after = measured
             if after + 2 > size:
                 if body <= size and _LARGE <= after - size <= _LARGEST:
                     large = _LargeMessage(words, data[end + 2 : body], after - body)
@@ -117,28 +118,31 @@ class Scanner:
 def first_message(data: bytes) -> tuple[Message | None, int]:
     """Return the message with which bytes begin, and its length; None: it is no message, or not complete."""
     end = data.find(_CRLF)
-    if end < 0 or not data.startswith(_MESSAGES):
-        return None, 0
     try:
-        words, body, after = _measure(data, 0, end)
+        measured = _measure(data, 0, end) if end > 0 else None
     except (ValueError, IndexError):  # not a message after all
         return None, 0
-    if after + 2 > len(data):
+    if measured is None or measured[2] + 2 > len(data):
         return None, 0
+    words, body, after = measured
     return _message(words, data[end + 2 : body], data[body:after]), after + 2
 
 
-def _measure(data: bytes, position: int, end: int) -> tuple[list[bytes], int, int]:
+def _measure(data: bytes, position: int, end: int) -> tuple[list[bytes], int, int] | None:
     """Return the words of a message's line but for the size of headers, and where its payload begins and ends.
 
+    None: it is another line.
+
     Raises:
-        ValueError: it is none.
-        IndexError: it is none.
+        ValueError: it makes no sense.
+        IndexError: it makes no sense.
     """
     words = data[position:end].split()
     body = head = end + 2
-    if words[0] == _WITH_HEADERS:
+    if words[0] == _MESSAGE_WITH_HEADERS:
         body += int(words.pop(-2))
+    elif words[0] != _MESSAGE:
+        return None
     after = head + int(words[-1])
     if after < body or not 4 <= len(words) <= 5:
         raise ValueError("a negative size, or not as many words")

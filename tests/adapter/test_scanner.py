@@ -130,9 +130,10 @@ def test_messages_of_unknown_subscriptions_are_dropped() -> None:
         b"HMSG a 1 9 5\r\n12345\r\n",
         b"HMSG a 1 x 5\r\n",
         b"MSG a 1 r r 5\r\n12345\r\n",
+        b"\r\n",
         b"MSG a 1 " + b"9" * (1 << 20),
     ],
-    ids=range(7),
+    ids=range(8),
 )
 def test_what_makes_no_sense_is_handed_on_with_all_that_follows(nonsense: bytes) -> None:
     recorder = Recorder()
