@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from mono_sync.adapter import Message, parse_header_block
+from mono_sync.adapter import parse_header_block
 from mono_sync.storage._values import Operation
 
 _MARK = re.compile(rb"\n(?:KV-Operation|Nats-Marker-Reason):")
@@ -13,9 +13,9 @@ _OPERATIONS = {operation.value: operation for operation in Operation}
 _MARKED = {"MaxAge": Operation.PURGE, "Purge": Operation.PURGE, "Remove": Operation.DELETE}
 
 
-def is_marked(message: Message) -> bool:
-    """Return whether a message marks a removal, or may do so."""
-    return _MARK.search(message.header_block) is not None
+def is_value(header_block: bytes) -> bool:
+    """Return whether a message wrote a value, from its headers as they came; quick if it did."""
+    return _MARK.search(header_block) is None or operation_in(header_block) is Operation.PUT
 
 
 def operation_in(header_block: bytes) -> Operation:

@@ -11,7 +11,7 @@ from typing import Any, Final, Generic, NoReturn, Self, TypeAlias
 from mono_sync._durations import DEFAULT, Deadline, Timeout
 from mono_sync.connection import Followed, Follower
 from mono_sync.errors import ClosedError, MonoError, OperationTimeoutError, StorageError
-from mono_sync.storage._marks import is_marked, operation_of
+from mono_sync.storage._marks import is_value, operation_of
 from mono_sync.storage._names import is_key
 from mono_sync.storage._values import Entry, Operation, V_co
 
@@ -239,7 +239,7 @@ class Watcher(Generic[V_co]):
         if not is_key(key):
             return None
         created = datetime.fromtimestamp(nanoseconds // 1000 / 1e6, UTC)
-        if not is_marked(message):
+        if is_value(message.header_block):
             return self._read(Entry(self._bucket, key, message.data, sequence, created))
         headers = message.headers
         operation = operation_of(headers)

@@ -20,7 +20,7 @@ from mono_sync.errors import (
     PartialWriteError,
 )
 from mono_sync.storage._bucket import check_subject_length, server_time
-from mono_sync.storage._marks import operation_in
+from mono_sync.storage._marks import is_value, operation_in
 from mono_sync.storage._names import check_every_key, check_pattern, is_key
 from mono_sync.storage._values import BucketStatus, Operation
 from mono_sync.storage.kv._single import SingleKeys
@@ -53,7 +53,7 @@ class ManyKeys(SingleKeys):
         return {
             key: message.data
             for key, subject in subjects.items()
-            if (message := found.get(subject)) is not None and operation_in(message.header_block) is Operation.PUT
+            if (message := found.get(subject)) is not None and is_value(message.header_block)
         }
 
     def _subjects(self, keys: Collection[str]) -> dict[str, str]:
@@ -77,7 +77,7 @@ class ManyKeys(SingleKeys):
         return [
             found.subject[start:]
             for found in self._list(pattern, self._deadline(timeout), "listing keys")
-            if operation_in(found.header_block) is Operation.PUT
+            if is_value(found.header_block)
         ]
 
     def _list(self, pattern: str, deadline: Deadline, doing: str) -> list[Listed]:
@@ -190,7 +190,7 @@ class ManyKeys(SingleKeys):
             places = [
                 (found.subject, found.sequence)
                 for found in self._list(">", deadline, "purging deletions")
-                if now - found.nanoseconds / 1e9 >= age and operation_in(found.header_block) is not Operation.PUT
+                if now - found.nanoseconds / 1e9 >= age and not is_value(found.header_block)
             ]
             return self._reader.purge_up_to(places, deadline)
 

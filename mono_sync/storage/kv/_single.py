@@ -18,7 +18,7 @@ from mono_sync.connection import (
 from mono_sync.errors import JetStreamAPIError, KeyExistsError, KeyNotFoundError, MonoError, RevisionMismatchError
 from mono_sync.storage._bucket import Bucket, check_revision, check_subject_length
 from mono_sync.storage._config import MAX_SECONDS, BucketConfig, KVBucketConfig
-from mono_sync.storage._marks import is_marked, operation_of
+from mono_sync.storage._marks import is_value, operation_of
 from mono_sync.storage._names import check_key
 from mono_sync.storage._values import Entry, Operation
 
@@ -54,7 +54,7 @@ class SingleKeys(Bucket[KVBucketConfig]):
         deadline = self._deadline(timeout)
         if self._direct:  # the short way: no more of the answer is decoded than is needed
             message = self._direct_answer(key, deadline)
-            if message is not None and message.status is None and not is_marked(message):
+            if message is not None and message.status is None and is_value(message.header_block):
                 return message.data
             entry = self._newest(key, deadline, direct=False) if message is None else self._read(message)
         else:
