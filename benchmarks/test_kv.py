@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
@@ -28,6 +29,7 @@ from benchmarks.measure import (
 from benchmarks.memory import growth_of_unread_watcher
 from benchmarks.peers.contender import KEY, VALUE, Blocking, Contender, Operation, Ours
 from benchmarks.peers.nats_py import InLoop
+from benchmarks.peers.raw_socket import RawSocket
 from mono_sync import EmbeddedServer, KVBucket, Watcher
 
 NewBucket = Callable[[int], KVBucket]
@@ -37,7 +39,7 @@ MEBIBYTE = 1 << 20
 
 ONE_THREAD = {"naive": Goals(must=0.60, aim=0.45), "nats_py": Goals(must=1.0, aim=0.75), "raw_socket": Goals()}
 MANY_THREADS = {"naive": Goals(must=1.5, aim=2, at_least=True), "redis_py": Goals(aim=1, at_least=True)}
-BATCH = Goals(must=10, aim=15, at_least=True)
+BATCH = {"loop": Goals(must=10, aim=15, at_least=True), "raw": Goals()}
 MANY_KEYS = Goals(must=1, aim=1.5, at_least=True)
 
 
@@ -79,8 +81,11 @@ def test_many_threads(
 
 
 @pytest.mark.benchmark(group="batches")
+@pytest.mark.parametrize("peer", BATCH)
 @pytest.mark.parametrize("operation", ["get", "set"])
-def test_batch(compare: Compare, new_bucket: NewBucket, operation: Operation) -> None:
+def test_batch(
+    compare: Compare, new_bucket: NewBucket, server: EmbeddedServer, *, operation: Operation, peer: str
+) -> None:
     bucket = new_bucket(1000)
     values = {f"key.{number}": VALUE for number in range(1000)}
 
@@ -98,9 +103,14 @@ def test_batch(compare: Compare, new_bucket: NewBucket, operation: Operation) ->
         for key, value in values.items():
             bucket.set(key, value)
 
-    many, each = (get_many, get_each) if operation == "get" else (set_many, set_each)
-    figure = Figure(f"{operation}_many of 1,000", f"{operation} in a loop", BATCH)
-    compare(figure, repeated(many, 1), repeated(each, 1), rounds=15)
+    with contextlib.closing(RawSocket(server.url, server.token, bucket.name)) as raw:
+        many, each, at_once = {
+            "get": (get_many, get_each, partial(raw.fetch, values, ahead=1000)),
+            "set": (set_many, set_each, partial(raw.fill, values, VALUE, ahead=1000)),
+        }[operation]
+        theirs, name = (each, f"{operation} in a loop") if peer == "loop" else (at_once, raw.name)
+        figure = Figure(f"{operation}_many of 1,000", name, BATCH[peer])
+        compare(figure, repeated(many, 1), repeated(theirs, 1), rounds=15 if peer == "loop" else 60)
 
 
 @pytest.mark.timeout(300)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 
 from benchmarks.peers.contender import KEY, VALUE, Blocking
@@ -28,8 +28,7 @@ class RawSocket(Blocking):
         self._socket.sendall(b"CONNECT %b\r\nSUB %b 1\r\n" % (json.dumps(options).encode(), _INBOX))
 
     def get(self) -> bytes:
-        subject = b"$JS.API.DIRECT.GET.KV_%b.$KV.%b.%b" % (self._bucket, self._bucket, KEY.encode())
-        self._socket.sendall(b"PUB %b %b 0\r\n\r\n" % (subject, _INBOX))
+        self._socket.sendall(self._question(KEY))
         return self._answer()
 
     def set(self) -> None:
@@ -38,15 +37,25 @@ class RawSocket(Blocking):
 
     def fill(self, keys: Iterable[str], value: bytes, *, ahead: int) -> None:
         """Write a value under many keys, ``ahead`` of them before their answers are read."""
-        commands = (self._put(key, value) for key in keys)
+        self._each((self._put(key, value) for key in keys), self._acknowledged, ahead)
+
+    def fetch(self, keys: Iterable[str], *, ahead: int) -> None:
+        """Read many keys in the same way."""
+        self._each((self._question(key) for key in keys), self._answer, ahead)
+
+    def _each(self, commands: Iterator[bytes], take_answer: Callable[[], object], ahead: int) -> None:
         while some := list(islice(commands, ahead)):
             self._socket.sendall(b"".join(some))
             for _ in some:
-                self._acknowledged()
+                take_answer()
 
     def close(self) -> None:
         self._incoming.close()
         self._socket.close()
+
+    def _question(self, key: str) -> bytes:
+        subject = b"$JS.API.DIRECT.GET.KV_%b.$KV.%b.%b" % (self._bucket, self._bucket, key.encode())
+        return b"PUB %b %b 0\r\n\r\n" % (subject, _INBOX)
 
     def _put(self, key: str, value: bytes) -> bytes:
         return b"PUB $KV.%b.%b %b %d\r\n%b\r\n" % (self._bucket, key.encode(), _INBOX, len(value), value)
