@@ -5,7 +5,6 @@ from mono_sync.connection._atomic import AtomicBatches, BatchRefusedError, Condi
 from mono_sync.connection._connection import CoreConnection
 from mono_sync.connection._delivery import Delivery, DeliveryLostError
 from mono_sync.connection._exactly_once import (
-    EXPECTED_LAST_ID,
     ExactlyOnce,
     Write,
     actual_revision,
@@ -21,7 +20,6 @@ from mono_sync.connection._reading import Listed, StreamReader
 from mono_sync.connection._state import ConnectionState, StateListener
 
 __all__ = [
-    "EXPECTED_LAST_ID",
     "AtomicBatches",
     "Batch",
     "BatchRefusedError",

@@ -27,9 +27,8 @@ from mono_sync.errors import (
 MESSAGE_ID: Final = "Nats-Msg-Id"
 EXPECTED_REVISION: Final = "Nats-Expected-Last-Subject-Sequence"
 """Header of a write that is to be refused unless its subject is at this revision; 0: unless there is none."""
-EXPECTED_LAST_ID: Final = "Nats-Expected-Last-Msg-Id"
-"""Header of a write that is to be refused unless the newest message of the stream has this id."""
 
+_EXPECTED_LAST_ID: Final = "Nats-Expected-Last-Msg-Id"
 _OTHER_SUBJECT: Final = "Nats-Expected-Last-Subject-Sequence-Subject"
 _REMOVES_OTHERS: Final = ("Nats-Rollup", "Nats-Marker-Reason")
 _WRONG_LAST_SEQUENCE: Final = frozenset({10071, 10164})
@@ -163,8 +162,14 @@ class ExactlyOnce:
         operation: str,
         *,
         expected: int | None = None,
+        behind: str | None = None,
     ) -> Write:
-        """Give a message its id; it is to be sent for the first time soon."""
+        """Give a message its id; it is to be sent for the first time soon.
+
+        With ``behind`` it is stored only if the newest message of the stream has this id; else `is_out_of_turn`.
+        """
+        if behind is not None:
+            headers = {**headers, _EXPECTED_LAST_ID: behind}
         (write,) = self.prepare_all(((subject, data, operation),), headers, deadline, expected=expected)
         return write
 
@@ -259,6 +264,15 @@ class ExactlyOnce:
 
     # --- after an attempt whose answer was lost
 
+    def find(self, write: Write, deadline: Deadline) -> int | None:
+        """Return the sequence of a message that was sent before; None: it has not been stored. It is not sent again.
+
+        Raises:
+            OutcomeUnknownError: nothing tells any more.
+        """
+        known = self._ask_for_id(write, deadline)
+        return self._find_in_stream(write, deadline) if known is None else known
+
     def _settle(self, write: Write, deadline: Deadline) -> int:
         """Find out whether an earlier attempt was stored, and make another one if not; return the sequence.
 
@@ -269,9 +283,7 @@ class ExactlyOnce:
         server, now = self._connection.server_info, time.monotonic()
         remembered = self._remembered(write, server)
         if remembered <= 0:
-            known = self._ask_for_id(write, deadline)
-            if known is None:
-                known = self._find_in_stream(write, deadline)
+            known = self.find(write, deadline)
             if known is not None:
                 return known
             write.server, write.since = server.id, now
@@ -325,7 +337,10 @@ class ExactlyOnce:
         except JetStreamAPIError as error:
             if error.err_code in _NO_ID:
                 return None
-            raise
+            known = self._find_in_stream(write, deadline)  # it takes nothing any more, not even questions
+            if known is None:
+                raise
+            return known
 
     def _find_in_history(self, write: Write, newest: StoredMessage, deadline: Deadline) -> int | None:
         """Return where the message is among those that came after the first attempt; None: it never was stored.

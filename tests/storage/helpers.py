@@ -204,16 +204,23 @@ class CutProxy(Proxy):
                         target.sendall(data)
                         continue
                     source.shutdown(socket.SHUT_RDWR)
-                    if self._forward_first:
-                        target.sendall(data)
-                        target.shutdown(socket.SHUT_WR)
-                        while target.recv(1 << 16):  # until the server has read everything and closes
-                            pass
+                    self._part(data, target)
                     break
                 target.sendall(data)
+        self._end(source, target)
+
+    def _end(self, source: socket.socket, target: socket.socket) -> None:
         for end in (source, target):
             with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
+
+    def _part(self, data: bytes, target: socket.socket) -> None:
+        """Do what is still to be done with what was sent last."""
+        if self._forward_first:
+            target.sendall(data)
+            target.shutdown(socket.SHUT_WR)
+            while target.recv(1 << 16):  # until the server has read everything and closes
+                pass
 
     def _is_cut(self, data: bytes) -> bool:
         if self._countdown <= 0:
@@ -223,3 +230,42 @@ class CutProxy(Proxy):
             return False
         self.cuts += 1
         return True
+
+
+class HalvingProxy(CutProxy):
+    """Breaks the connection in the middle of what is sent at a time: the server gets what comes before the pattern."""
+
+    def _part(self, data: bytes, target: socket.socket) -> None:
+        self._forward_first = True
+        super()._part(data[: data.rindex(b"HPUB ", 0, data.index(self._pattern))], target)
+
+
+class LateProxy(CutProxy):
+    """Breaks the connection, and lets what was sent last arrive long after that, as a network may."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self._late, self._delivered = threading.Event(), threading.Event()
+        self._kept: socket.socket | None = None
+
+    def deliver(self) -> None:
+        """Let it arrive."""
+        self._late.set()
+        assert self._delivered.wait(10)
+
+    def __exit__(self, *exception: object) -> None:
+        self._late.set()
+        super().__exit__(*exception)
+
+    def _part(self, data: bytes, target: socket.socket) -> None:
+        self._kept, self._forward_first = target, True
+        try:
+            self._late.wait()
+            super()._part(data, target)
+        finally:
+            self._delivered.set()
+
+    def _end(self, source: socket.socket, target: socket.socket) -> None:
+        if source is self._kept:  # the other direction
+            self._delivered.wait()
+        super()._end(source, target)

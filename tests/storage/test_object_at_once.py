@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 from collections.abc import Iterator
 from typing import Any
@@ -9,12 +10,22 @@ from typing import Any
 import pytest
 
 import mono_sync
-from mono_sync import Connection, ConnectionClosedError, ObjectBucket, ObjectExistsError, OutcomeUnknownError
+from mono_sync import (
+    Connection,
+    ConnectionClosedError,
+    FSBucketConfig,
+    ObjectBucket,
+    ObjectExistsError,
+    OutcomeUnknownError,
+    PermissionDeniedError,
+)
+from mono_sync._durations import Deadline
 from mono_sync.connection import Question
 from mono_sync.storage.objects._committing import Commit
 from mono_sync.storage.objects._sink import Sink
+from tests.fixtures.servers import RunNatsServer
 from tests.fixtures.waiting import wait_until
-from tests.storage.helpers import CutProxy, chunk_subjects, together
+from tests.storage.helpers import CutProxy, HalvingProxy, LateProxy, chunk_subjects, together
 from tests.support.threads import Background
 
 CHUNK, DESCRIPTION = b".C.", b".M."
@@ -97,9 +108,13 @@ def test_it_finds_out_what_happened_though_somebody_else_writes_at_that_moment(
         return settle(*arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(cut._writer, "_settle", somebody_else_writes_first)
-    info = cut.put("k", b"mine")
+    if after and not any_objects._connection.server_info.supports("2.12.0"):  # it cannot be asked for an id
+        with pytest.raises(OutcomeUnknownError):
+            cut.put("k", b"mine")
+    else:
+        info = cut.put("k", b"mine")
+        assert (info == any_objects.stat("k")) is not after
     assert proxy.cuts == 1
-    assert (info == any_objects.stat("k")) is not after
     assert is_whole(any_objects, b"theirs" if after else b"mine")
 
 
@@ -142,6 +157,137 @@ def test_closing_the_connection_leaves_all_of_it_or_nothing(
     cut._connection.close()
     assert isinstance(call.error(), ConnectionClosedError)
     assert is_whole(any_objects, b"mine")  # this time all
+
+
+# --- what arrives late, in part, or not at all
+
+
+def through(proxy: CutProxy, connection: Connection, objects: ObjectBucket) -> Any:
+    """Return a context manager that opens a connection through a proxy, and the bucket through that."""
+
+    @contextlib.contextmanager
+    def opened() -> Iterator[ObjectBucket]:
+        options: dict[str, Any] = {"reconnect_wait": 0.01, "reconnect_max_wait": 0.05}
+        with proxy, mono_sync.connect(proxy.url, token=connection.config.token, **options) as opened:
+            yield opened.objects(objects.name)
+
+    return opened()
+
+
+@pytest.mark.parametrize("if_match", [None, 0])
+def test_what_arrives_late_changes_nothing(
+    any_connection: Connection, any_objects: ObjectBucket, monkeypatch: pytest.MonkeyPatch, if_match: int | None
+) -> None:
+    proxy = LateProxy(any_connection.server_info.url)
+    is_whole_yet = Sink.is_whole
+
+    def deliver_first(sink: Sink, deadline: Deadline) -> bool:
+        proxy.deliver()
+        return is_whole_yet(sink, deadline)
+
+    monkeypatch.setattr(Sink, "is_whole", deliver_first)
+    with through(proxy, any_connection, any_objects) as late:
+        proxy.cut_at(DESCRIPTION, after=False)
+        info = late.put("k", b"mine", if_match=if_match)
+    assert info == any_objects.stat("k")
+    assert is_whole(any_objects, b"mine")
+    assert any_objects.status().messages == 2
+
+
+@pytest.mark.parametrize("what", [KeyboardInterrupt, OutcomeUnknownError])
+def test_what_arrives_after_a_put_has_failed_is_whole(
+    any_connection: Connection, any_objects: ObjectBucket, monkeypatch: pytest.MonkeyPatch, what: type[BaseException]
+) -> None:
+    proxy = LateProxy(any_connection.server_info.url)
+
+    def fail(sink: Sink, deadline: Deadline) -> bool:
+        if what is KeyboardInterrupt:
+            raise KeyboardInterrupt
+        wait_until(lambda: deadline.expired, "the deadline passes")
+        return True
+
+    monkeypatch.setattr(Sink, "is_whole", fail)
+    with through(proxy, any_connection, any_objects) as late:
+        proxy.cut_at(DESCRIPTION, after=False)
+        with pytest.raises(what):
+            late.put("k", b"mine", timeout=1)
+        assert not any_objects.exists("k")
+        proxy.deliver()
+        wait_until(lambda: any_objects.exists("k"), "it has arrived")
+    assert is_whole(any_objects, b"mine")
+
+
+def test_description_does_not_follow_a_chunk_that_a_reset_has_removed(
+    connection: Connection, objects: ObjectBucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proxy = HalvingProxy(connection.server_info.url)
+    end_last = Sink.end_last
+
+    def reset_first(*arguments: Any) -> None:
+        end_last(*arguments)
+        objects.reset()
+
+    monkeypatch.setattr(Sink, "end_last", reset_first)
+    with through(proxy, connection, objects) as halved:
+        proxy.cut_at(DESCRIPTION, after=False)
+        with pytest.raises(OutcomeUnknownError, match="its chunks are gone"):
+            halved.put("k", b"mine")
+    assert not objects.exists("k")
+
+
+def test_description_follows_its_chunk_though_the_connection_breaks_between_them(
+    any_connection: Connection, any_objects: ObjectBucket
+) -> None:
+    proxy = HalvingProxy(any_connection.server_info.url)
+    with through(proxy, any_connection, any_objects) as halved:
+        proxy.cut_at(DESCRIPTION, after=False)
+        info = halved.put("k", b"mine", if_match=0)
+    assert info == any_objects.stat("k")
+    assert is_whole(any_objects, b"mine")
+
+
+def test_object_that_was_stored_before_its_bucket_was_sealed_is_stored(
+    cut: ObjectBucket, proxy: CutProxy, any_objects: ObjectBucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settle, first = cut._writer._settle, iter([True])
+
+    def seal_first(*arguments: object) -> int:
+        if next(first, False):
+            wait_until(lambda: any_objects.exists("k"), "it is stored")
+            any_objects.seal()
+        return settle(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(cut._writer, "_settle", seal_first)
+    proxy.cut_at(DESCRIPTION, after=True)
+    if any_objects._connection.server_info.supports("2.12.0"):
+        assert cut.put("k", b"mine") == any_objects.stat("k")
+    else:  # that server does not say it, and nothing can be sent again
+        with pytest.raises(OutcomeUnknownError):
+            cut.put("k", b"mine")
+    assert any_objects.get("k") == b"mine"
+
+
+@pytest.mark.parametrize("denied", ["C", "M"])
+@pytest.mark.parametrize("is_new", [True, False])
+def test_put_that_is_not_allowed_leaves_nothing(run_nats_server: RunNatsServer, denied: str, is_new: bool) -> None:
+    limits = f"permissions: {{ publish: {{ deny: ['$O.b.{denied}.>'] }} }}"
+    users = f"{{ user: u, password: p, {limits} }}, {{ user: a, password: p }}"
+    server = run_nats_server(f"jetstream: enabled\naccounts {{ A {{ jetstream: enabled, users: [ {users} ] }} }}")
+    with (
+        mono_sync.connect(server.url, user="a", password="p") as admin,
+        mono_sync.connect(server.url, user="u", password="p") as limited,
+    ):
+        objects = admin.objects(FSBucketConfig("b"))
+        bucket = limited.objects("b")
+        bucket._sinks.expects_new = is_new
+        for content in (b"x", bytes(200_000)):
+            with pytest.raises(PermissionDeniedError, match=rf"\$O\.b\.{denied}\."):
+                bucket.put("k", content)
+        assert chunk_subjects(objects) == {}
+        assert not objects.exists("k")
+
+
+# --- many at once
 
 
 def test_many_threads_and_connections_store_new_objects_at_once(

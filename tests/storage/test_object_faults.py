@@ -267,7 +267,12 @@ def test_get_that_loses_its_connection_goes_on(
     assert proxy.cuts == 1
 
 
-def test_chunks_stay_where_a_lost_attempt_may_be_stored_though_the_next_is_refused() -> None:
+@pytest.mark.parametrize(
+    ("is_new", "attempts", "reason"), [(True, 1, "its chunks are gone"), (False, 2, "the next attempt refused")]
+)
+def test_chunks_stay_where_a_lost_attempt_may_be_stored_though_the_next_is_refused(
+    is_new: bool, attempts: int, reason: str
+) -> None:
     """The description of the lost attempt may arrive at any time, also behind the question what is there."""
     asked: list[str] = []
 
@@ -287,9 +292,11 @@ def test_chunks_stay_where_a_lost_attempt_may_be_stored_though_the_next_is_refus
         return refusal(10077) if call == "description" else {"stream": "OBJ_b", "seq": 1, "purged": 1}
 
     with Peer(answer) as peer, mono_sync.connect(peer.url, reconnect_wait=0.02) as connection:
-        with pytest.raises(OutcomeUnknownError, match="the next attempt refused"):
-            connection.objects("b").put("k", b"v")
-        assert asked.count("description") == 2
+        objects = connection.objects("b")
+        objects._sinks.expects_new = is_new
+        with pytest.raises(OutcomeUnknownError, match=reason):
+            objects.put("k", b"v")
+        assert asked.count("description") == attempts
         assert "PURGE.OBJ_b" not in asked
 
 

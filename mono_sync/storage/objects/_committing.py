@@ -11,7 +11,6 @@ from typing import Final, NamedTuple
 from mono_sync._durations import Deadline
 from mono_sync.adapter import Message
 from mono_sync.connection import (
-    EXPECTED_LAST_ID,
     ExactlyOnce,
     Json,
     Question,
@@ -29,6 +28,8 @@ from mono_sync.errors import (
     NoRespondersError,
     ObjectExistsError,
     OperationTimeoutError,
+    OutcomeUnknownError,
+    PermissionDeniedError,
     RevisionMismatchError,
     StorageError,
 )
@@ -36,6 +37,7 @@ from mono_sync.storage._bucket import check_revision
 from mono_sync.storage.objects._clean_up import clean_up_deadline
 from mono_sync.storage.objects._info import ObjectInfo
 from mono_sync.storage.objects._meta import read_meta
+from mono_sync.storage.objects._sink import ChunksLostError, Sink
 from mono_sync.storage.objects._sinks import Sinks
 
 _NONE_THERE: Final = 404
@@ -149,9 +151,15 @@ class Commit:
         `commit` comes after all.
         """
         if not self._condition.revision and self._sinks.expects_new and self._sinks.keep_order:
-            headers = {**self._headers, EXPECTED_LAST_ID: chunk.message_id}
-            payload = json.dumps(meta).encode()
-            self._guess = self._writer.prepare(self._subject, payload, headers, deadline, self._operation, expected=0)
+            self._guess = self._writer.prepare(
+                self._subject,
+                json.dumps(meta).encode(),
+                self._headers,
+                deadline,
+                self._operation,
+                expected=0,
+                behind=chunk.message_id,
+            )
             self.in_doubt = True
 
     @property
@@ -161,32 +169,75 @@ class Commit:
             return [(self._subject, self._guess.data, self._guess.block, _DESCRIBED)]
         return [] if self._question is None else [(*self._question, b"", _ASKED)]
 
-    def stored(self, answers: Mapping[str, Message], deadline: Deadline) -> int | None:
-        """Return the revision of a description that was stored behind its chunk; None: it was not, nor will it be.
+    def stored(self, answers: Mapping[str, Message]) -> int | None:
+        """Return the revision of a description that was stored behind its chunk, as was answered.
+
+        None: it was refused, and will never be stored; or it is `in_question`, for no answer came.
 
         Raises:
-            JetStreamAPIError: the server refused it.
-            OutcomeUnknownError: it may be stored.
+            JetStreamAPIError: it was refused, and `commit` would be as well.
         """
-        if self._guess is None:
+        if self._guess is None or (answer := answers.get(_DESCRIBED)) is None:
             return None
-        answer = answers.get(_DESCRIBED)
+        return self._outcome(lambda: read_ack(answer, self._operation))
+
+    @property
+    def in_question(self) -> bool:
+        """Whether a description that went along may be stored, or may still arrive and be: `settle` finds out."""
+        return self._guess is not None
+
+    def settle(self, sink: Sink, chunk: Write, deadline: Deadline) -> int | None:
+        """Make sure that the chunk is stored, and return the revision of the description; None: that never will be.
+
+        In this order: where the chunk is not stored, one that arrives late may bring along its description.
+
+        Raises:
+            JetStreamAPIError: the server refused one of them.
+            OutcomeUnknownError: the description may be stored.
+        """
+        guess = self._guess
+        assert guess is not None
         try:
-            if answer is None:
-                revision = self._writer.carry_out(self._guess, deadline, in_doubt=True)
-            else:
-                revision = read_ack(answer, self._operation)
+            sink.end_last(chunk, deadline)
+            if not sink.is_whole(deadline) and self._writer.find(guess, deadline) is None:
+                raise ChunksLostError("its chunks are gone")
+        except OutcomeUnknownError:
+            raise
+        except JetStreamAPIError as error:
+            if error.code == _NONE_THERE:  # the bucket is gone
+                raise
+            if not sink.last_is_answered:
+                raise self._unknown(error, deadline) from error
+            self.in_doubt = False
+            raise
+        except (ChunksLostError, OperationTimeoutError) as error:
+            raise self._unknown(error, deadline) from error
+        return self._outcome(lambda: self._writer.carry_out(guess, deadline, in_doubt=True))
+
+    def _unknown(self, error: Exception, deadline: Deadline) -> OutcomeUnknownError:
+        timeout = deadline.timeout if deadline.expired else None
+        return OutcomeUnknownError(self._operation, timeout, "" if timeout else str(error))
+
+    def _outcome(self, ask: Callable[[], int]) -> int | None:
+        try:
+            revision = ask()
         except _REFUSALS as error:
             self.in_doubt, self._guess = False, None
             if isinstance(error, JetStreamAPIError) and not (is_conflict(error) or is_out_of_turn(error)):
                 raise
             return None
+        self._guess = None
         self._writer.saw(revision)
         return revision
 
-    def learn(self, answers: Mapping[str, Message]) -> None:
-        """Learn what has become of it, after an interrupt, from an answer that came later."""
-        if self._guess is not None and (answer := answers.get(_DESCRIBED)) is not None:
+    def learn(self, answers: Mapping[str, Message], reason: BaseException | None) -> None:
+        """Learn what has become of it from the reason why an upload ends, or from an answer that came after that."""
+        if self._guess is None:
+            return
+        answer = answers.get(_DESCRIBED)
+        if isinstance(reason, PermissionDeniedError) and reason.subject == self._subject:
+            self.in_doubt = False
+        elif answer is not None:
             try:
                 read_ack(answer, self._operation)
             except _REFUSALS:
@@ -243,13 +294,19 @@ class Commit:
 
     def _store(self, payload: bytes, expected: int, deadline: Deadline) -> int:
         self.in_doubt = True
+        write = self._writer.prepare(
+            self._subject, payload, self._headers, deadline, self._operation, expected=expected
+        )
         try:
-            return self._writer.store(
-                self._subject, payload, self._headers, deadline, self._operation, expected=expected
-            )
+            revision = self._writer.carry_out(write, deadline)
         except (JetStreamAPIError, MessageError, NoRespondersError):
             self.in_doubt = False
+            raise
+        except PermissionDeniedError:
+            self.in_doubt = write.in_doubt
             raise
         except OperationTimeoutError as error:
             self.in_doubt = error.sent
             raise
+        self._writer.saw(revision)
+        return revision

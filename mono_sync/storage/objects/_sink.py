@@ -351,6 +351,15 @@ class Sink:
             self._note_last(stored, write, deadline)
         self.stored += len(write.data)
 
+    @property
+    def last_is_answered(self) -> bool:
+        """Whether the first attempt to store the last chunk was answered."""
+        return _LAST in self.answers
+
+    def is_whole(self, deadline: Deadline) -> bool:
+        """Return whether all chunks that were sent are there: a `reset` may have removed them."""
+        return self._count(deadline) == self.count
+
     def _hear(self, patience: Deadline) -> bool:
         """Take the next answer to what was sent last; return whether one came."""
         message = None if self._inbox is None else self._inbox.poll(patience.remaining)

@@ -111,8 +111,10 @@ class Upload:
                     commit.guess(meta, last, deadline)
                 sink.send_last(last, commit.along, deadline)
                 deadline = deadline.at_most(COMMIT_TIME)
-                revision = commit.stored(sink.answers, deadline)
-                if revision is None:
+                revision = commit.stored(sink.answers)
+                if commit.in_question:
+                    revision = commit.settle(sink, last, deadline)
+                elif revision is None:
                     sink.end_last(last, deadline)
                 sink.close()
             elif sink.count:  # an earlier attempt has stored all of them
@@ -138,7 +140,7 @@ class Upload:
         clean_up, sink = clean_up_deadline(reason, deadline), self._sink
         none_was_taken = not sink.touched or (isinstance(reason, BucketSealedError) and not sink.stored)
         missing = sink.settle(clean_up)
-        self._commit.learn(sink.answers)
+        self._commit.learn(sink.answers, reason)
         keeps = self._resumable or self._commit.in_doubt or none_was_taken
         if not keeps:
             self._sinks.discard(self._meta["nuid"], clean_up)
