@@ -73,7 +73,7 @@ class NatsPyStore:
 
 
 class Drain:
-    """Lets the server send all chunks of an object, and throws away what comes.
+    """Lets the server send all chunks of an object, and does no more with what comes than it is told.
 
     Not all at once: a server ends a connection on which more waits than 64 MiB.
     """
@@ -84,13 +84,13 @@ class Drain:
         self._stream, self._info = f"OBJ_{info.bucket}", info
         host, _, port = server.url.partition("://")[2].rpartition(":")
         self._socket = socket.create_connection((host, int(port)), timeout=60)
-        self._room = bytearray(_RECEIVED_AT_ONCE)
+        self._room = memoryview(bytearray(_RECEIVED_AT_ONCE))
         options = {"auth_token": server.token, "verbose": False, "headers": True, "no_responders": True}
         self._socket.sendall(b"CONNECT %b\r\nSUB _DRAIN 1\r\nPING\r\n" % json.dumps(options).encode())
         self._read_until(b"PONG\r\n")
 
-    def run(self) -> float:
-        """Return the seconds from the making of the consumer to the last chunk."""
+    def run(self, work: Callable[[memoryview], object] = len) -> float:
+        """Return the seconds from the making of the consumer to the last chunk; ``work`` is done with what comes."""
         name = f"drain_{secrets.token_hex(4)}"
         config = {
             "name": name,
@@ -111,6 +111,7 @@ class Drain:
             received = self._socket.recv_into(self._room)
             if not received:
                 raise ConnectionError("the server has ended the connection")
+            work(self._room[:received])
             left -= received
         elapsed = time.perf_counter() - start
         self._ask(f"DELETE.{self._stream}.{name}", {}, b'"success"')
