@@ -89,7 +89,7 @@ class Drain:
         self._socket.sendall(b"CONNECT %b\r\nSUB _DRAIN 1\r\nPING\r\n" % json.dumps(options).encode())
         self._read_until(b"PONG\r\n")
 
-    def run(self, work: Callable[[memoryview], object] = len) -> float:
+    def run(self, work: Callable[[memoryview], object] | None = None) -> float:
         """Return the seconds from the making of the consumer to the last chunk; ``work`` is done with what comes."""
         name = f"drain_{secrets.token_hex(4)}"
         config = {
@@ -111,7 +111,8 @@ class Drain:
             received = self._socket.recv_into(self._room)
             if not received:
                 raise ConnectionError("the server has ended the connection")
-            work(self._room[:received])
+            if work is not None:
+                work(self._room[:received])
             left -= received
         elapsed = time.perf_counter() - start
         self._ask(f"DELETE.{self._stream}.{name}", {}, b'"success"')

@@ -162,14 +162,14 @@ class ExactlyOnce:
         operation: str,
         *,
         expected: int | None = None,
-        behind: str | None = None,
+        right_after: str | None = None,
     ) -> Write:
         """Give a message its id; it is to be sent for the first time soon.
 
-        With ``behind`` it is stored only if the newest message of the stream has this id; else `is_out_of_turn`.
+        With ``right_after`` it is stored only if the newest message of the stream has this id; else `is_out_of_turn`.
         """
-        if behind is not None:
-            headers = {**headers, _EXPECTED_LAST_ID: behind}
+        if right_after is not None:
+            headers = {**headers, _EXPECTED_LAST_ID: right_after}
         (write,) = self.prepare_all(((subject, data, operation),), headers, deadline, expected=expected)
         return write
 
@@ -269,6 +269,11 @@ class ExactlyOnce:
 
         Raises:
             OutcomeUnknownError: nothing tells any more.
+            JetStreamAPIError: the server refuses to tell.
+            OperationTimeoutError: it did not tell in time.
+            ConnectionLostError: the connection broke.
+            NoRespondersError: nobody is there to tell.
+            JetStreamUnavailableError: the same, for the moment.
         """
         known = self._ask_for_id(write, deadline)
         return self._find_in_stream(write, deadline) if known is None else known
@@ -328,7 +333,14 @@ class ExactlyOnce:
         return self._find_in_history(write, newest, deadline)
 
     def _ask_for_id(self, write: Write, deadline: Deadline) -> int | None:
-        """Return the sequence under which the server knows the id; nothing is stored."""
+        """Return the sequence under which the server knows the id; nothing is stored.
+
+        Where it refuses the question, as a sealed bucket does, the stream is looked into.
+
+        Raises:
+            JetStreamAPIError: it refused, and the stream has no such message.
+            OutcomeUnknownError: it refused, and the stream does not tell.
+        """
         if not self._connection.server_info.supports(_CHECKS_REVISION_FIRST):
             return None
         block = encode_known_headers({MESSAGE_ID: write.message_id, **_PROBE})
@@ -337,7 +349,7 @@ class ExactlyOnce:
         except JetStreamAPIError as error:
             if error.err_code in _NO_ID:
                 return None
-            known = self._find_in_stream(write, deadline)  # it takes nothing any more, not even questions
+            known = self._find_in_stream(write, deadline)
             if known is None:
                 raise
             return known

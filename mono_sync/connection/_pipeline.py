@@ -47,7 +47,7 @@ def ask_each(
 ) -> Iterator[tuple[T, Message | None]]:
     """Ask about each of many items, many questions being under way at a time, and yield each with its answer.
 
-    What is unanswered when the connection breaks is asked again, so answers may come twice.
+    What is unanswered when the connection breaks is asked again: so what a question changes may be changed twice.
 
     Args:
         connection: where to ask.

@@ -310,7 +310,7 @@ def _window(limit: int) -> Callable[[int], int]:
 
 
 def _parts(subjects: Sequence[str], most_bytes: int) -> list[Sequence[str]]:
-    """Split subjects into parts whose JSON is no larger than ``most_bytes``."""
+    """Split subjects into parts whose JSON is at most that large, unless one subject alone is larger."""
     longest = max(map(len, subjects)) + 4
     most = max(1, min(_MOST_SUBJECTS, most_bytes // longest))
     return [subjects[start : start + most] for start in range(0, len(subjects), most)]
@@ -318,8 +318,10 @@ def _parts(subjects: Sequence[str], most_bytes: int) -> list[Sequence[str]]:
 
 def _stored_subject(message: Message) -> str:
     """Return the subject under which a message that was got directly is stored; the server's headers come last."""
-    subject = message.header_block.rpartition(b"\nNats-Subject:")[2].partition(b"\r")[0]
-    return subject.strip().decode("utf-8", "replace")
+    _, found, rest = message.header_block.rpartition(b"\nNats-Subject:")
+    if not found:
+        raise ValueError("the server has not told the subject of a message")
+    return rest.partition(b"\r")[0].strip().decode("utf-8", "replace")
 
 
 def _stopped_early(message: Message) -> bool:

@@ -57,7 +57,7 @@ class ManyKeys(SingleKeys):
         }
 
     def _subjects(self, keys: Collection[str]) -> dict[str, str]:
-        """Return the subject of each key, all of which are legal."""
+        """Check the keys, and return the subject of each."""
         check_every_key(keys)
         longest = max(keys, key=len, default="")
         check_subject_length(self._prefix + longest, longest)

@@ -17,32 +17,27 @@ from mono_sync.connection import (
     StoredMessage,
     Write,
     is_conflict,
-    is_out_of_turn,
-    read_ack,
     read_direct,
 )
 from mono_sync.errors import (
     JetStreamAPIError,
-    JetStreamUnavailableError,
     MessageError,
     NoRespondersError,
     ObjectExistsError,
     OperationTimeoutError,
-    OutcomeUnknownError,
     PermissionDeniedError,
     RevisionMismatchError,
     StorageError,
 )
 from mono_sync.storage._bucket import check_revision
+from mono_sync.storage.objects._at_once import AtOnce
 from mono_sync.storage.objects._clean_up import clean_up_deadline
 from mono_sync.storage.objects._info import ObjectInfo
 from mono_sync.storage.objects._meta import read_meta
-from mono_sync.storage.objects._sink import ChunksLostError, Sink
 from mono_sync.storage.objects._sinks import Sinks
 
 _NONE_THERE: Final = 404
-_ASKED, _DESCRIBED = "asked", "described"
-_REFUSALS: Final = (NoRespondersError, JetStreamUnavailableError, JetStreamAPIError)
+_ASKED: Final = "asked"
 
 _log = logging.getLogger("mono_sync.storage")
 
@@ -110,7 +105,7 @@ class Commit:
         operation: what to call it in errors.
 
     Attributes:
-        in_doubt: whether it may be stored although `commit` has raised.
+        in_doubt: whether its description may be stored, or may still arrive: then its chunks must stay.
     """
 
     def __init__(
@@ -137,113 +132,34 @@ class Commit:
         self._sinks = sinks
         self._look = look
         self._question = question
-        self._guess: Write | None = None
         self._condition = condition
         self._headers = {"Nats-Rollup": "sub", **headers}
         self._operation = operation
 
-    # --- what goes along with the last chunk, whose acknowledgement takes as long as all of it
+    # --- what is sent right behind the last chunk, to save a round trip
 
-    def guess(self, meta: Json, chunk: Write, deadline: Deadline) -> None:
-        """Let a description follow the only chunk of its version right away, for most objects are new.
+    def at_once(self, meta: Json, chunk: Write, deadline: Deadline) -> AtOnce | None:
+        """Return how to send a description along with its only chunk; None: it is better to look first.
 
-        It is stored only where there is nothing yet, and only if its chunk was stored just before it; otherwise
-        `commit` comes after all.
+        Most small objects are new. A cluster may store what comes in one go in another order.
         """
-        if not self._condition.revision and self._sinks.expects_new and self._sinks.keep_order:
-            self._guess = self._writer.prepare(
-                self._subject,
-                json.dumps(meta).encode(),
-                self._headers,
-                deadline,
-                self._operation,
-                expected=0,
-                behind=chunk.message_id,
-            )
-            self.in_doubt = True
+        if self._condition.revision or not (self._sinks.expects_new and self._sinks.keeps_order):
+            return None
+        write = self._writer.prepare(
+            self._subject,
+            json.dumps(meta).encode(),
+            self._headers,
+            deadline,
+            self._operation,
+            expected=0,
+            right_after=chunk.message_id,
+        )
+        return AtOnce(meta, self._writer, write, self._operation)
 
     @property
-    def along(self) -> list[Question]:
-        """What to send behind the last chunk: the description, or a question what it is going to replace."""
-        if self._guess is not None:
-            return [(self._subject, self._guess.data, self._guess.block, _DESCRIBED)]
+    def questions(self) -> list[Question]:
+        """What asks about the version that is going to be replaced; none where that has to be looked for."""
         return [] if self._question is None else [(*self._question, b"", _ASKED)]
-
-    def stored(self, answers: Mapping[str, Message]) -> int | None:
-        """Return the revision of a description that was stored behind its chunk, as was answered.
-
-        None: it was refused, and will never be stored; or it is `in_question`, for no answer came.
-
-        Raises:
-            JetStreamAPIError: it was refused, and `commit` would be as well.
-        """
-        if self._guess is None or (answer := answers.get(_DESCRIBED)) is None:
-            return None
-        return self._outcome(lambda: read_ack(answer, self._operation))
-
-    @property
-    def in_question(self) -> bool:
-        """Whether a description that went along may be stored, or may still arrive and be: `settle` finds out."""
-        return self._guess is not None
-
-    def settle(self, sink: Sink, chunk: Write, deadline: Deadline) -> int | None:
-        """Make sure that the chunk is stored, and return the revision of the description; None: that never will be.
-
-        In this order: where the chunk is not stored, one that arrives late may bring along its description.
-
-        Raises:
-            JetStreamAPIError: the server refused one of them.
-            OutcomeUnknownError: the description may be stored.
-        """
-        guess = self._guess
-        assert guess is not None
-        try:
-            sink.end_last(chunk, deadline)
-            if not sink.is_whole(deadline) and self._writer.find(guess, deadline) is None:
-                raise ChunksLostError("its chunks are gone")
-        except OutcomeUnknownError:
-            raise
-        except JetStreamAPIError as error:
-            if error.code == _NONE_THERE:  # the bucket is gone
-                raise
-            if not sink.last_is_answered:
-                raise self._unknown(error, deadline) from error
-            self.in_doubt = False
-            raise
-        except (ChunksLostError, OperationTimeoutError) as error:
-            raise self._unknown(error, deadline) from error
-        return self._outcome(lambda: self._writer.carry_out(guess, deadline, in_doubt=True))
-
-    def _unknown(self, error: Exception, deadline: Deadline) -> OutcomeUnknownError:
-        timeout = deadline.timeout if deadline.expired else None
-        return OutcomeUnknownError(self._operation, timeout, "" if timeout else str(error))
-
-    def _outcome(self, ask: Callable[[], int]) -> int | None:
-        try:
-            revision = ask()
-        except _REFUSALS as error:
-            self.in_doubt, self._guess = False, None
-            if isinstance(error, JetStreamAPIError) and not (is_conflict(error) or is_out_of_turn(error)):
-                raise
-            return None
-        self._guess = None
-        self._writer.saw(revision)
-        return revision
-
-    def learn(self, answers: Mapping[str, Message], reason: BaseException | None) -> None:
-        """Learn what has become of it from the reason why an upload ends, or from an answer that came after that."""
-        if self._guess is None:
-            return
-        answer = answers.get(_DESCRIBED)
-        if isinstance(reason, PermissionDeniedError) and reason.subject == self._subject:
-            self.in_doubt = False
-        elif answer is not None:
-            try:
-                read_ack(answer, self._operation)
-            except _REFUSALS:
-                self.in_doubt = False
-
-    # --- one after the other
 
     def look(self, answers: Mapping[str, Message], deadline: Deadline) -> StoredMessage | None:
         """Return what describes the version that there is now, as was answered to the question if that was sent.

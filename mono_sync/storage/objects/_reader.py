@@ -245,7 +245,7 @@ class ObjectReader(LoneStream):
         return self._held
 
     def _piece(self, size: int, *, need: int) -> bytes:
-        """Return up to so many bytes of the chunk at the position; all of it is not copied."""
+        """Return up to so many bytes of the chunk at the position; a whole chunk is returned without a copy."""
         if not size:
             return b""
         start, data = self._chunk_at(self._position, need, self._deadline())

@@ -115,7 +115,7 @@ class Sink:
         self._operation = operation
         self._stale = min(STALE, max_age or STALE)
         self._inbox: Inbox | None = None
-        self._settled = 0  # answers to chunks, after the end
+        self._settled = 0  # answers to chunks that came after all had been sent
         self._awaited: set[str] = set()  # tags of answers, beside those of chunks
         self._losses = 0
         self._attempt = 0
@@ -344,11 +344,11 @@ class Sink:
         Raises:
             ChunksLostError: others of its chunks are gone.
         """
-        stored = self.answers.get(_LAST)
-        if stored is None:
+        answer = self.answers.get(_LAST)
+        if answer is None:
             self._conditionally(write, deadline, in_doubt=True)
         else:
-            self._note_last(stored, write, deadline)
+            self._note_last(answer, write, deadline)
         self.stored += len(write.data)
 
     @property
@@ -361,7 +361,7 @@ class Sink:
         return self._count(deadline) == self.count
 
     def _hear(self, patience: Deadline) -> bool:
-        """Take the next answer to what was sent last; return whether one came."""
+        """Take one answer, to what was sent last or to a chunk before that; return whether one came."""
         message = None if self._inbox is None else self._inbox.poll(patience.remaining)
         if message is None:
             return False

@@ -48,10 +48,10 @@ class Sinks:
         self._stream = stream
         self._max_age = max_age
         self.expects_new: bool = True
-        """Whether what is stored next is likely to replace nothing, to judge by what was stored last."""
+        """Whether the next description is likely to be the first of its name, to judge by the one before."""
 
     @property
-    def keep_order(self) -> bool:
+    def keeps_order(self) -> bool:
         """Whether what is sent in one go is stored one right after the other, unless somebody else comes between."""
         return not self._connection.server_info.cluster
 

@@ -8,8 +8,9 @@ from types import TracebackType
 from typing import Final, NoReturn
 
 from mono_sync._durations import Deadline
-from mono_sync.connection import Json
+from mono_sync.connection import Json, Write
 from mono_sync.errors import BucketSealedError, StorageError, UploadLostError
+from mono_sync.storage.objects._at_once import AtOnce
 from mono_sync.storage.objects._clean_up import clean_up_deadline
 from mono_sync.storage.objects._committing import Commit
 from mono_sync.storage.objects._info import ObjectInfo
@@ -66,6 +67,7 @@ class Upload:
         self._sink.cautious = resumable  # another upload may go by the same name
         self._hash = hashlib.sha256()
         self._held: tuple[bytes, dict[str, str]] | None = None  # the last so far: the last of all is sent otherwise
+        self._at_once: AtOnce | None = None
         self._resumable = resumable
         self._ended = False
 
@@ -102,31 +104,42 @@ class Upload:
     def finish(self, deadline: Deadline, reporter: Reporter = _NOBODY) -> ObjectInfo:
         """Make it the version that everybody sees, and return what the bucket knows of it."""
         with self._guarded(deadline):
-            sink, commit, meta, revision = self._sink, self._commit, self._meta, None
+            done = None
             if self._held is not None:
-                data, headers = self._held
-                last = sink.prepare_last(data, deadline, headers)
-                meta = self._described(sink.count + 1)
-                if not (sink.count or self._resumable or reporter.is_heard):  # who hears it may still say no
-                    commit.guess(meta, last, deadline)
-                sink.send_last(last, commit.along, deadline)
+                last = self._send_last(*self._held, deadline, reporter)
                 deadline = deadline.at_most(COMMIT_TIME)
-                revision = commit.stored(sink.answers)
-                if commit.in_question:
-                    revision = commit.settle(sink, last, deadline)
-                elif revision is None:
-                    sink.end_last(last, deadline)
-                sink.close()
-            elif sink.count:  # an earlier attempt has stored all of them
+                done = self._end_last(last, deadline)
+            elif self._sink.count:  # an earlier attempt has stored all of them
                 deadline = self._limited(deadline)
-            if revision is None:
-                newest = commit.look(sink.answers, deadline)
-                reporter.report(self.size)
-                self._check_lifetime()
-                meta = self._described(sink.count)
-                revision = commit.commit(meta, newest, deadline)
+            meta, revision = done or self._store_description(deadline, reporter)
             self._ended = True
         return to_info(meta["bucket"], meta, revision)
+
+    def _send_last(self, data: bytes, headers: dict[str, str], deadline: Deadline, reporter: Reporter) -> Write:
+        """Send the last chunk, and the description along with it where that may save a round trip."""
+        sink, commit = self._sink, self._commit
+        last = sink.prepare_last(data, deadline, headers)
+        if not (sink.count or self._resumable or reporter.is_heard):  # who hears of it may still say no
+            self._at_once = commit.at_once(self._described(1), last, deadline)
+        sink.send_last(last, commit.questions if self._at_once is None else [self._at_once.question], deadline)
+        return last
+
+    def _end_last(self, last: Write, deadline: Deadline) -> tuple[Json, int] | None:
+        """Wait until it is stored; return a description that was stored along with it, and its revision."""
+        at_once, revision = self._at_once, None
+        if at_once is None:
+            self._sink.end_last(last, deadline)
+        else:
+            revision = at_once.conclude(self._sink, last, deadline)
+        self._sink.close()
+        return None if at_once is None or revision is None else (at_once.meta, revision)
+
+    def _store_description(self, deadline: Deadline, reporter: Reporter) -> tuple[Json, int]:
+        newest = self._commit.look(self._sink.answers, deadline)
+        reporter.report(self.size)
+        self._check_lifetime()
+        meta = self._described(self._sink.count)
+        return meta, self._commit.commit(meta, newest, deadline)
 
     def _described(self, chunks: int) -> Json:
         content = {"size": self.size, "chunks": chunks, "digest": digest_of(self._hash), "mtime": new_time()}
@@ -140,8 +153,10 @@ class Upload:
         clean_up, sink = clean_up_deadline(reason, deadline), self._sink
         none_was_taken = not sink.touched or (isinstance(reason, BucketSealedError) and not sink.stored)
         missing = sink.settle(clean_up)
-        self._commit.learn(sink.answers, reason)
-        keeps = self._resumable or self._commit.in_doubt or none_was_taken
+        if self._at_once is not None:
+            self._at_once.learn(sink, reason)
+        in_doubt = self._commit.in_doubt or (self._at_once is not None and self._at_once.in_doubt)
+        keeps = self._resumable or in_doubt or none_was_taken
         if not keeps:
             self._sinks.discard(self._meta["nuid"], clean_up)
             if missing and sink.settle(clean_up) < missing:  # some have arrived behind the removal
@@ -161,12 +176,12 @@ class Upload:
             reason = f"it took longer than {self._longest:.0f} s, and its chunks would expire before it"
             raise UploadLostError(self._meta["bucket"], self._meta["name"], reason)
 
-    def _guarded(self, deadline: Deadline) -> _Step:
+    def _guarded(self, deadline: Deadline) -> Ending:
         if self._ended:
             raise StorageError(f"the upload of object {self._meta['name']!r} has ended")
-        return _Step(self, deadline)
+        return Ending(self._fail, deadline)
 
-    def fail(self, error: BaseException, deadline: Deadline) -> NoReturn:
+    def _fail(self, error: BaseException, deadline: Deadline) -> NoReturn:
         """Raise an error in the words of the bucket, and remove what was stored."""
         try:
             with self._commit.errors(deadline, self.size):
@@ -178,33 +193,21 @@ class Upload:
             raise
 
 
-class _Step:
-    """One step of an upload, which ends with it when it fails; small objects take few, of which each counts."""
+class Ending:
+    """Ends an upload where a ``with`` does not end well, wherever in it that is.
 
-    __slots__ = ("_deadline", "_upload")
+    Each step of an upload does so, and whoever takes several: an interrupt may come between two of them. It is a class
+    because a small object would notice what it takes to enter a generator.
 
-    def __init__(self, upload: Upload, deadline: Deadline) -> None:
-        self._upload = upload
-        self._deadline = deadline
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if error is not None:
-            self._upload.fail(error, self._deadline)
-
-
-class AllOrNothing:
-    """Removes what was stored of an upload where a ``with`` does not end well, wherever in it that is.
-
-    Each step of an upload does so as well; an interrupt may come between two of them.
+    Args:
+        end: what to do with the error, until when.
+        deadline: of the call.
     """
 
-    def __init__(self, upload: Upload, deadline: Deadline) -> None:
-        self._upload = upload
+    __slots__ = ("_deadline", "_end")
+
+    def __init__(self, end: Callable[[BaseException, Deadline], object], deadline: Deadline) -> None:
+        self._end = end
         self._deadline = deadline
 
     def __enter__(self) -> None:
@@ -214,4 +217,4 @@ class AllOrNothing:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if error is not None:
-            self._upload.abort(error, self._deadline)
+            self._end(error, self._deadline)

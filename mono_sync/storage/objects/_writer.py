@@ -107,8 +107,9 @@ class ObjectWriter(LoneStream):
             UploadLostError: the stream stood still for so long that its chunks were removed, or took longer than one
                 with a ``ttl`` may; see `ObjectBucket.open`.
             OperationTimeoutError: it did not get that far within the ``timeout``.
-            OutcomeUnknownError: the same, in the last step: it may be stored or not.
-            ConnectionClosedError: the connection was closed.
+            OutcomeUnknownError: an answer to the last step was lost, and nobody could tell what became of it: it may be
+                stored.
+            ConnectionClosedError: the connection was closed; where that was in the last step, it may be stored.
             ForkedError: the stream belongs to the parent process.
         """
         if self._closed:

@@ -29,7 +29,7 @@ from mono_sync.storage.objects._sink import ChunksLostError
 from mono_sync.storage.objects._sinks import Sinks
 from mono_sync.storage.objects._source_file import Chunks, Readable, check_readable, size_of
 from mono_sync.storage.objects._sweep import Sweep, check_grace, described_in
-from mono_sync.storage.objects._upload import COMMIT_TIME, AllOrNothing, Upload
+from mono_sync.storage.objects._upload import COMMIT_TIME, Ending, Upload
 from mono_sync.storage.objects._writer import ObjectWriter
 
 _LONGEST_TTL: Final = MAX_SECONDS - 2**32  # the server adds it to the seconds since 1970, and would overflow unnoticed
@@ -82,7 +82,8 @@ class Writing(Reading):
         The new version becomes visible as a whole at the end, and the old one is removed after that. When anything goes
         wrong before, the old one stays, and what was written of the new one is removed again. That may take a quarter
         of a second beyond the deadline, or after an interrupt; where the server does not answer by then, and where an
-        interrupt comes in the last step, chunks that nothing refers to may be left behind, which `sweep` removes.
+        interrupt comes in the last step or in this, chunks that nothing refers to may be left behind, which `sweep`
+        removes. After an interrupt in the last step the new version may be there.
 
         Args:
             key: its name.
@@ -100,15 +101,16 @@ class Writing(Reading):
         Raises:
             BucketFullError: the bucket's limit is reached; old and new version need room together.
             BucketSealedError: the bucket is sealed.
-            OutcomeUnknownError: the deadline passed in the last step: it may be stored. For a new object of one chunk
-                there is no other step.
+            OutcomeUnknownError: an answer to the last step was lost, and nobody could tell what became of it: it may be
+                stored. A small object may have no other step.
             ConnectionClosedError: the connection is closed; where that was in the last step, it may be stored as well.
             TypeError: the data are not bytes-like, or an option is of a wrong type.
             ObjectExistsError: there is an object, and ``if_match`` is 0.
             RevisionMismatchError: it is not at the revision ``if_match``.
             InvalidHeaderError: a header that no message could carry; nothing was sent.
             ValueTooLargeError: name, description, headers and metadata are more than the server takes in one message.
-            UploadLostError: its chunks are gone: somebody has reset the bucket.
+            UploadLostError: its chunks are gone: somebody has reset the bucket. `OutcomeUnknownError` if the last step
+                was on its way by then.
             ValueError: a ttl of less than a second, or longer than the server can count.
             UnsupportedByServerError: a ttl, and a server that knows none.
             BucketConfigError: a ttl, and a bucket that another client made without a TTL per message.
@@ -117,7 +119,7 @@ class Writing(Reading):
         condition = Condition.of(self._name, key, if_match)
         described = Described(description, headers, metadata)
         upload, size = self._begin(key, condition, described, ttl=ttl, longest=deadline.remaining)
-        with AllOrNothing(upload, deadline):
+        with Ending(upload.abort, deadline):
             for start in range(0, len(view), size):
                 upload.add(bytes(view[start : start + size]), deadline)
             return upload.finish(deadline)
@@ -180,7 +182,7 @@ class Writing(Reading):
             check_seekable(fileobj, resume)
         described = Described(description, headers, metadata)
         upload, size = self._begin(key, condition, described, ttl=ttl, longest=deadline.remaining, token=resume)
-        with AllOrNothing(upload, deadline):
+        with Ending(upload.abort, deadline):
             if resume is not None:
                 stored = self._resume(upload, key, resume, fileobj, deadline)
                 if stored is not None:
