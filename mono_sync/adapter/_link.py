@@ -124,8 +124,7 @@ class Listening:
     """A subscription or an inbox: messages go to ``sink``; ``lost`` is told when the connection breaks or closes.
 
     Attributes:
-        asked: subjects of messages that are answered here, by their lower case, in which the server tells that it
-            refuses one: ``lost`` then learns of it.
+        asked: subjects of messages that are answered here: ``lost`` learns of it when the server refuses one.
     """
 
     __slots__ = ("asked", "lost", "sink", "subject", "subscription")
@@ -135,7 +134,7 @@ class Listening:
         self.sink: Sink = sink
         self.lost: Callable[[NatsConnectionError], None] = lost
         self.subscription: object | None = None
-        self.asked: dict[str, str] = {}
+        self.asked: set[str] = set()
 
 
 class Link:
@@ -425,13 +424,13 @@ class Link:
         self._on_state(LinkState.CLOSED)
 
     def denied(self, subject: str, reason: str) -> None:
-        """End the requests on a subject that the server refused (it tells the subject in lower case)."""
-        refused = [request for request in self._requests.copy().values() if request.subject.lower() == subject]
+        """End the requests on a subject that the server refused."""
+        refused = [request for request in self._requests.copy().values() if request.subject == subject]
         for request in refused:
-            request.fail(PermissionDeniedError(request.subject))
+            request.fail(PermissionDeniedError(subject))
         asking = [listening for listening in self._all_listening() if subject in listening.asked]
         for listening in asking:
-            listening.lost(PermissionDeniedError(listening.asked[subject]))
+            listening.lost(PermissionDeniedError(subject))
         if not refused and not asking:
             _log.error("NATS refused a message: %s", reason)
 

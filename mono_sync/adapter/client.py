@@ -50,7 +50,7 @@ _log = logging.getLogger("mono_sync.connection")
 
 _READ_BUFFER = 1 << 18
 _RECONNECT_STEP_TIMEOUT = 2.0
-_DENIED_PUBLISH = re.compile(r'permissions violation for publish to "([^"]*)"')
+_DENIED_PUBLISH = re.compile(rb'permissions violation for publish to "([^"]*)"', re.IGNORECASE)
 
 
 class Owner(Protocol):
@@ -310,9 +310,10 @@ class NatsClient(Client):
 
     async def _process_err(self, err_msg: str) -> None:
         """Reconnect on every error that costs the connection, where nats-py would close for good."""
-        denied = _DENIED_PUBLISH.search(err_msg)
+        line = bytes(self._ps.buf).partition(b"\r\n")[0]  # as it came; what nats-py makes of it is in lower case
+        denied = _DENIED_PUBLISH.search(line)
         if denied:
-            self._owner.denied(denied[1], err_msg)
+            self._owner.denied(denied[1].decode("utf-8", "replace"), err_msg)
         elif "permissions violation" in err_msg:
             _log.error("NATS refused a subscription: %s", err_msg)
         else:

@@ -22,6 +22,7 @@ from mono_sync.errors import (
     NoRespondersError,
     OperationTimeoutError,
     OutcomeUnknownError,
+    PermissionDeniedError,
 )
 
 MESSAGE_ID: Final = "Nats-Msg-Id"
@@ -222,6 +223,8 @@ class ExactlyOnce:
                 write.in_doubt = write.in_doubt or error.sent
                 if deadline.expired:
                     write.give_up(error, deadline.timeout)
+            except PermissionDeniedError as error:
+                write.give_up(error, None)
             except (NoRespondersError, JetStreamUnavailableError) as error:
                 if not self._will_return(error, deadline):
                     write.give_up(error, None)
@@ -271,10 +274,16 @@ class ExactlyOnce:
             OutcomeUnknownError: nothing tells any more.
             JetStreamAPIError: the server refuses to tell.
             OperationTimeoutError: it did not tell in time.
-            ConnectionLostError: the connection broke.
             NoRespondersError: nobody is there to tell.
             JetStreamUnavailableError: the same, for the moment.
         """
+        while True:
+            try:
+                return self._find_once(write, deadline)
+            except ConnectionLostError:
+                continue  # the next question waits for a connection
+
+    def _find_once(self, write: Write, deadline: Deadline) -> int | None:
         known = self._ask_for_id(write, deadline)
         return self._find_in_stream(write, deadline) if known is None else known
 
@@ -288,7 +297,7 @@ class ExactlyOnce:
         server, now = self._connection.server_info, time.monotonic()
         remembered = self._remembered(write, server)
         if remembered <= 0:
-            known = self.find(write, deadline)
+            known = self._find_once(write, deadline)
             if known is not None:
                 return known
             write.server, write.since = server.id, now

@@ -69,7 +69,7 @@ class Inbox:
         reply, most = self._listening.subject, link.info.max_payload
         commands = []
         for subject, data, header_block, tag in questions:
-            asked[subject.lower()] = subject
+            asked.add(subject)
             commands.append(encode_publish(subject, data, f"{reply}.{tag}", header_block, most))
         refused = None if losses is None else lambda: self.losses != losses
         self._session.publish(b"".join(commands), deadline or self._deadline, f"publish to {subject}", refused)

@@ -166,7 +166,7 @@ class Batch:
             except ConnectionLostError:
                 silent = True
             except PermissionDeniedError as error:
-                self._settle(self._sent_to(error.subject))
+                self._note_refusal(error)
                 continue
             except (OperationTimeoutError, ConnectionClosedError) as error:
                 self._give_up(error)
@@ -223,9 +223,11 @@ class Batch:
         except JetStreamAPIError as error:
             self.failed[write.subject] = error
 
-    def _sent_to(self, subject: str) -> list[str]:
-        """Return what a refusal may be about; the server tells the subject in lower case."""
-        return [tag for tag, write in self._under_way.items() if write.subject.lower() == subject.lower()]
+    def _note_refusal(self, error: PermissionDeniedError) -> None:
+        for tag in [tag for tag, write in self._under_way.items() if write.subject == error.subject]:
+            write = self._under_way.pop(tag)
+            self._bytes_under_way -= len(write.data)
+            self.failed[write.subject] = error
 
     def _settle(self, tags: list[str]) -> None:
         for tag in tags:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -22,10 +23,12 @@ from mono_sync import (
     PermissionDeniedError,
 )
 from mono_sync._durations import Deadline
+from mono_sync.adapter import Listening, Message
 from mono_sync.server import EmbeddedServer
 from tests.connection.conftest import Connect
 from tests.fixtures.servers import RunNatsServer
 from tests.fixtures.waiting import wait_until
+from tests.support.threads import Background
 
 
 @pytest.fixture
@@ -168,6 +171,26 @@ def test_a_forbidden_subject_is_told_at_once(run_nats_server: RunNatsServer, con
     assert caught.value.subject == "Secret.Plan"
     assert connection.is_connected
     connection.flush()
+
+
+def test_a_forbidden_subject_is_no_other_that_differs_in_its_case(
+    run_nats_server: RunNatsServer, connect: Connect
+) -> None:
+    user = "{ user: u, password: p, permissions: { publish: { deny: ['Secret.>'] } } }"
+    server = run_nats_server(f"authorization {{ users: [{user}] }}")
+    connection, other = (connect(server.url, user="u", password="p") for _ in range(2))
+    arrived: queue.SimpleQueue[Message] = queue.SimpleQueue()
+    other.start_listening(Listening("secret.plan", arrived.put, lambda error: None), Deadline(5))
+    other.flush()
+    with connection.inbox(Deadline(5)) as inbox:
+        call = Background(lambda: connection.request("secret.plan", timeout=5))
+        question = arrived.get(timeout=5)
+        inbox.ask("secret.plan", b"")
+        with pytest.raises(PermissionDeniedError):
+            connection.request("Secret.plan", timeout=5)
+        other.publish(question.reply, b"answer")
+        assert call.result().data == b"answer"
+        assert not inbox.arrived
 
 
 def test_rtt_is_the_time_of_a_round_trip(connection: Connection) -> None:

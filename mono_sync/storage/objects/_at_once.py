@@ -27,6 +27,7 @@ _LEFT_OPEN: Final = (
     ConnectionLostError,
     NoRespondersError,
     JetStreamUnavailableError,
+    PermissionDeniedError,
 )
 
 
@@ -73,12 +74,10 @@ class AtOnce:
             sink.stored += len(chunk.data)
         return revision
 
-    def learn(self, sink: Sink, reason: BaseException | None) -> None:
-        """Learn what has become of it from the reason why an upload ends, or from an answer that came after that."""
+    def learn(self, sink: Sink) -> None:
+        """Learn what has become of it from an answer that came after an upload had ended."""
         answer = sink.answers.get(_DESCRIBED)
-        if isinstance(reason, PermissionDeniedError) and reason.subject == self._write.subject:
-            self.in_doubt = False
-        elif answer is not None:
+        if answer is not None:
             try:
                 read_ack(answer, self._operation)
             except _REFUSALS:

@@ -25,7 +25,6 @@ from mono_sync.errors import (
     NoRespondersError,
     ObjectExistsError,
     OperationTimeoutError,
-    PermissionDeniedError,
     RevisionMismatchError,
     StorageError,
 )
@@ -210,19 +209,13 @@ class Commit:
 
     def _store(self, payload: bytes, expected: int, deadline: Deadline) -> int:
         self.in_doubt = True
-        write = self._writer.prepare(
-            self._subject, payload, self._headers, deadline, self._operation, expected=expected
-        )
         try:
-            revision = self._writer.carry_out(write, deadline)
+            return self._writer.store(
+                self._subject, payload, self._headers, deadline, self._operation, expected=expected
+            )
         except (JetStreamAPIError, MessageError, NoRespondersError):
             self.in_doubt = False
-            raise
-        except PermissionDeniedError:
-            self.in_doubt = write.in_doubt
             raise
         except OperationTimeoutError as error:
             self.in_doubt = error.sent
             raise
-        self._writer.saw(revision)
-        return revision

@@ -29,6 +29,7 @@ from mono_sync.errors import (
     NoRespondersError,
     OperationTimeoutError,
     OutcomeUnknownError,
+    PermissionDeniedError,
 )
 from mono_sync.storage.objects import _clean_up
 
@@ -412,11 +413,15 @@ class Sink:
             How many answers are still missing.
         """
         moment = deadline.at_most(_clean_up.LEAST / 2)
-        try:
-            while self._missing and self._hear(moment):
-                pass
-        except MonoError as error:
-            _log.debug("%s: %d chunks are under way after an error: %s", self._operation, self._missing, error)
+        while self._missing:
+            try:
+                if not self._hear(moment):
+                    break
+            except PermissionDeniedError:
+                continue  # perhaps it was not even about this
+            except MonoError as error:
+                _log.debug("%s: %d chunks are under way after an error: %s", self._operation, self._missing, error)
+                break
         return self._missing
 
     @property

@@ -154,7 +154,7 @@ class Upload:
         none_was_taken = not sink.touched or (isinstance(reason, BucketSealedError) and not sink.stored)
         missing = sink.settle(clean_up)
         if self._at_once is not None:
-            self._at_once.learn(sink, reason)
+            self._at_once.learn(sink)
         in_doubt = self._commit.in_doubt or (self._at_once is not None and self._at_once.in_doubt)
         keeps = self._resumable or in_doubt or none_was_taken
         if not keeps:
