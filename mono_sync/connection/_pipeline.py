@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 _MOST_UNDER_WAY: Final = 500  # the server queues 10,000 for a stream, whoever they are from, and refuses more
 _MOST_BYTES_UNDER_WAY: Final = 4 << 20
-_MOST_AT_ONCE: Final = 128  # the server works on the first ones while the next are prepared
+_MOST_AT_ONCE: Final = 64  # the server works on the first ones while the next are prepared
 _PATIENCE: Final = 1.5  # a server that dies in a cluster takes its answers along, and no connection breaks
 
 
