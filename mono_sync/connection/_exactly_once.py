@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from heapq import heappushpop
 from typing import Final, NoReturn, TypeAlias
@@ -88,6 +88,8 @@ class Write:
     operation: str
     in_doubt: bool = False
     """Whether an attempt may have been stored."""
+    check: Callable[[Deadline], object] | None = None
+    """Is called before it is sent to a server that has started since, and raises if it must not be any more."""
 
     def give_up(self, error: MonoError, timeout: float | None) -> NoReturn:
         """Raise what there is to tell: a reason is as good as known only if no attempt was made before."""
@@ -214,7 +216,7 @@ class ExactlyOnce:
         write.in_doubt, pause = in_doubt, _SHORTEST_PAUSE
         while True:
             try:
-                return self._settle(write, deadline) if write.in_doubt else self._send(write, deadline)
+                return self._settle(write, deadline) if write.in_doubt else self._begin(write, deadline)
             except ConnectionLostError:
                 write.in_doubt = True
             except OutcomeUnknownError:
@@ -232,6 +234,11 @@ class ExactlyOnce:
                     write.give_up(error, deadline.timeout)
                 time.sleep(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE)
+
+    def _begin(self, write: Write, deadline: Deadline) -> int:
+        """Make the first attempt."""
+        is_bound = write.check is not None and not self._connection.server_info.cluster
+        return self._send(write, deadline, only_to=write.server if is_bound else "")
 
     def _send(self, write: Write, deadline: Deadline, *, only_to: str = "") -> int:
         """Make one attempt."""
@@ -300,6 +307,8 @@ class ExactlyOnce:
             known = self._find_once(write, deadline)
             if known is not None:
                 return known
+            if write.check is not None:
+                write.check(deadline)
             write.server, write.since = server.id, now
             attempt = deadline
         else:

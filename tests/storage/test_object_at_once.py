@@ -324,6 +324,7 @@ def test_permission_that_goes_away_while_it_is_found_out_leaves_the_outcome_open
     end_last = Sink.end_last
 
     def restrict(*arguments: Any) -> None:
+        wait_until(lambda: objects.exists("k"), "it is stored")
         server.kill()
         server.configure(restricting("$O.b.M.>"))
         server.start()

@@ -225,9 +225,9 @@ def test_upload_of_which_all_is_there_has_as_little_time_for_its_last_step_as_ot
         objects.put_reader("k", io.BytesIO(CONTENT), resume="t", if_match=99)
     commit, left = Commit.commit, list[float]()
 
-    def note(self: Commit, meta: Json, newest: StoredMessage | None, deadline: Deadline) -> int:
+    def note(self: Commit, meta: Json, newest: StoredMessage | None, deadline: Deadline, sink: Any) -> int:
         left.append(deadline.remaining or math.inf)
-        return commit(self, meta, newest, deadline)
+        return commit(self, meta, newest, deadline, sink)
 
     monkeypatch.setattr(Commit, "commit", note)
     objects.put_reader("k", io.BytesIO(CONTENT), resume="t", timeout=None)

@@ -14,6 +14,7 @@ from mono_sync import (
     BucketNotFoundError,
     BucketSealedError,
     Connection,
+    ConnectionLostError,
     FSBucketConfig,
     KVBucketConfig,
     MonoError,
@@ -22,7 +23,9 @@ from mono_sync import (
     OutcomeUnknownError,
     UploadLostError,
 )
+from mono_sync.connection import ExactlyOnce, Write
 from mono_sync.storage.objects import _sink
+from mono_sync.storage.objects._committing import Commit
 from mono_sync.storage.objects._writer import ObjectWriter
 from tests.fixtures.servers import RawServer, RunNatsServer
 from tests.fixtures.waiting import wait_until
@@ -70,6 +73,42 @@ def test_upload_to_a_server_that_stays_away_fails_and_the_old_object_stays(
     server.start()
     assert objects.get("k", timeout=10) == b"old"
     assert [info.name for info in objects.list(timeout=10)] == ["k"]
+
+
+@pytest.mark.parametrize("size", [5, 3 * CHUNK])
+@pytest.mark.parametrize("step", ["look", "store"])
+def test_nothing_is_built_on_chunks_that_a_server_loses_before_the_last_step(
+    run_nats_server: RunNatsServer, monkeypatch: pytest.MonkeyPatch, step: str, size: int
+) -> None:
+    server = run_nats_server("jetstream: enabled")
+    look, send, lost = Commit.look, ExactlyOnce._send, iter([True])
+
+    def restart() -> None:
+        server.kill()
+        server.start()
+        with mono_sync.connect(server.url) as another:
+            another.objects(FSBucketConfig("b", storage="memory"))
+
+    def restart_and_look(*arguments: Any) -> Any:
+        restart()
+        return look(*arguments)
+
+    def restart_and_send(writer: ExactlyOnce, write: Write, *arguments: Any, **options: Any) -> int:
+        if ".M." in write.subject and next(lost, False):
+            restart()
+            raise ConnectionLostError("it has")
+        return send(writer, write, *arguments, **options)
+
+    with mono_sync.connect(server.url, reconnect_wait=0.02, reconnect_max_wait=0.1) as connection:
+        objects = connection.objects(FSBucketConfig("b", storage="memory"))
+        objects._sinks.expects_new = False
+        if step == "look":
+            monkeypatch.setattr(Commit, "look", restart_and_look)
+        else:
+            monkeypatch.setattr(ExactlyOnce, "_send", restart_and_send)
+        with pytest.raises(UploadLostError, match="its chunks are gone"):
+            objects.put("k", bytes(size), timeout=20)
+        assert objects.list(timeout=10) == []
 
 
 def test_upload_whose_chunks_a_server_has_lost_fails(run_nats_server: RunNatsServer) -> None:

@@ -33,6 +33,7 @@ from mono_sync.storage.objects._at_once import AtOnce
 from mono_sync.storage.objects._clean_up import clean_up_deadline
 from mono_sync.storage.objects._info import ObjectInfo
 from mono_sync.storage.objects._meta import read_meta
+from mono_sync.storage.objects._sink import Sink
 from mono_sync.storage.objects._sinks import Sinks
 
 _NONE_THERE: Final = 404
@@ -186,10 +187,17 @@ class Commit:
         self._condition.check(self._bucket, self._key, newest, lives=replaced is not None)
         return replaced
 
-    def commit(self, meta: Json, newest: StoredMessage | None, deadline: Deadline) -> int:
+    def commit(
+        self,
+        meta: Json,
+        newest: StoredMessage | None,
+        deadline: Deadline,
+        sink: Sink | None = None,
+    ) -> int:
         """Store a description in place of the newest one, return its revision, and remove the chunks that it replaces.
 
         Raises:
+            ChunksLostError: the server has started anew, and what went into ``sink`` is gone: it was kept in memory.
             ConflictError: what is there is not what must be there.
         """
         payload = json.dumps(meta).encode()
@@ -197,7 +205,7 @@ class Commit:
             replaced = self.check(newest)
             expected = 0 if newest is None else newest.sequence
             try:
-                revision = self._store(payload, expected, deadline)
+                revision = self._store(payload, expected, deadline, sink)
             except JetStreamAPIError as error:
                 if not is_conflict(error):
                     raise
@@ -207,15 +215,20 @@ class Commit:
                     self._sinks.discard(replaced.get("nuid", ""), clean_up_deadline(None, deadline))
                 return revision
 
-    def _store(self, payload: bytes, expected: int, deadline: Deadline) -> int:
+    def _store(self, payload: bytes, expected: int, deadline: Deadline, sink: Sink | None) -> int:
         self.in_doubt = True
+        write = self._writer.prepare(
+            self._subject, payload, self._headers, deadline, self._operation, expected=expected
+        )
+        if sink is not None and sink.server:
+            write.server, write.check = sink.server, sink.check
         try:
-            return self._writer.store(
-                self._subject, payload, self._headers, deadline, self._operation, expected=expected
-            )
+            revision = self._writer.carry_out(write, deadline)
         except (JetStreamAPIError, MessageError, NoRespondersError):
             self.in_doubt = False
             raise
         except OperationTimeoutError as error:
             self.in_doubt = error.sent
             raise
+        self._writer.saw(revision)
+        return revision

@@ -87,6 +87,7 @@ class Sink:
         touched: whether anything has been sent.
         cautious: whether to store each chunk on top of the one before, for another upload may go by the same name.
         answers: what was answered to the last chunk and to what was sent along with it, by tags.
+        server: identity of the server to which the last chunk was sent; empty: not yet.
     """
 
     def __init__(
@@ -106,6 +107,7 @@ class Sink:
         self.touched: bool = False
         self.cautious: bool = False
         self.answers: dict[str, Message] = {}
+        self.server: str = ""
         self._connection = connection
         self._jetstream = jetstream
         self._writer = writer
@@ -328,6 +330,7 @@ class Sink:
 
     def send_last(self, write: Write, along: Sequence[Question], deadline: Deadline) -> None:
         """Send the last chunk, and right behind it something else; wait for the answers, and not for too long."""
+        self.server = self._connection.server_info.id
         self._awaited = {_LAST, *(tag for *_, tag in along)}
         self._open().ask_all([(self._subject, write.data, write.block, _LAST), *along], deadline=deadline)
         self.count += 1
@@ -360,6 +363,15 @@ class Sink:
     def is_whole(self, deadline: Deadline) -> bool:
         """Return whether all chunks that were sent are there: a `reset` may have removed them."""
         return self._count(deadline) == self.count
+
+    def check(self, deadline: Deadline) -> None:
+        """Do nothing if it `is_whole`.
+
+        Raises:
+            ChunksLostError: it is not.
+        """
+        if not self.is_whole(deadline):
+            raise ChunksLostError("its chunks are gone")
 
     def _hear(self, patience: Deadline) -> bool:
         """Take one answer, to what was sent last or to a chunk before that; return whether one came."""

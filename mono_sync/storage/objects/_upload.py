@@ -139,7 +139,7 @@ class Upload:
         reporter.report(self.size)
         self._check_lifetime()
         meta = self._described(self._sink.count)
-        return meta, self._commit.commit(meta, newest, deadline)
+        return meta, self._commit.commit(meta, newest, deadline, self._sink)
 
     def _described(self, chunks: int) -> Json:
         content = {"size": self.size, "chunks": chunks, "digest": digest_of(self._hash), "mtime": new_time()}
