@@ -150,9 +150,7 @@ class ExactlyOnce:
             JetStreamUnavailableError: JetStream is not enabled, or has no leader until the deadline.
         """
         (write,) = self.prepare_all(((subject, data, operation),), headers, deadline, expected=expected)
-        sequence = self.carry_out(write, deadline)
-        self.saw(sequence)
-        return sequence
+        return self.carry_out(write, deadline)
 
     # --- the steps of `store`, for whoever sends many messages before the first is answered
 
@@ -216,7 +214,7 @@ class ExactlyOnce:
         write.in_doubt, pause = in_doubt, _SHORTEST_PAUSE
         while True:
             try:
-                return self._settle(write, deadline) if write.in_doubt else self._begin(write, deadline)
+                return self._attempt(write, deadline)
             except ConnectionLostError:
                 write.in_doubt = True
             except OutcomeUnknownError:
@@ -235,10 +233,14 @@ class ExactlyOnce:
                 time.sleep(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE)
 
-    def _begin(self, write: Write, deadline: Deadline) -> int:
-        """Make the first attempt."""
-        is_bound = write.check is not None and not self._connection.server_info.cluster
-        return self._send(write, deadline, only_to=write.server if is_bound else "")
+    def _attempt(self, write: Write, deadline: Deadline) -> int:
+        if write.in_doubt:
+            sequence = self._settle(write, deadline)
+        else:
+            is_bound = write.check is not None and not self._connection.server_info.cluster
+            sequence = self._send(write, deadline, only_to=write.server if is_bound else "")
+        self.saw(sequence)
+        return sequence
 
     def _send(self, write: Write, deadline: Deadline, *, only_to: str = "") -> int:
         """Make one attempt."""

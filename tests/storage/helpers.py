@@ -269,3 +269,18 @@ class LateProxy(CutProxy):
         if source is self._kept:  # the other direction
             self._delivered.wait()
         super()._end(source, target)
+
+
+@contextlib.contextmanager
+def through(proxy: CutProxy, connection: Connection, objects: ObjectBucket) -> Iterator[ObjectBucket]:
+    """Open the bucket through a connection that the proxy can break."""
+    options: dict[str, Any] = {"reconnect_wait": 0.01, "reconnect_max_wait": 0.05}
+    with mono_sync.connect(proxy.url, token=connection.config.token, **options) as opened:
+        yield opened.objects(objects.name)
+
+
+def restricting(denied: str) -> str:
+    """Return the configuration of a server with a user ``a``, and a user ``u`` who may not publish on a subject."""
+    limits = f"permissions: {{ publish: {{ deny: ['{denied}'] }} }}"
+    users = f"{{ user: u, password: p, {limits} }}, {{ user: a, password: p }}"
+    return f"jetstream: enabled\naccounts {{ A {{ jetstream: enabled, users: [ {users} ] }} }}"

@@ -22,14 +22,16 @@ from mono_sync import (
     ObjectBucket,
     Operation,
     OperationTimeoutError,
+    OutcomeUnknownError,
     PermissionDeniedError,
     ValueTooLargeError,
 )
 from mono_sync._durations import Deadline
-from mono_sync.connection import JetStream, Json
+from mono_sync.connection import ExactlyOnce, JetStream, Json, Write
 from tests.fixtures.servers import RunNatsServer, StartServer
+from tests.fixtures.waiting import wait_until
 from tests.storage.conftest import NewKV
-from tests.storage.helpers import CutProxy, raw_kv
+from tests.storage.helpers import CutProxy, raw_kv, restricting
 from tests.support.peer import Answer, Peer
 
 # --- limits
@@ -400,3 +402,33 @@ def test_a_deadline_that_passed_names_call_key_and_bucket(kv: KVBucket, objects:
         with pytest.raises(OperationTimeoutError, match=f"^{re.escape(operation)} timed out after 0 s$") as caught:
             call()
         assert (caught.value.operation, caught.value.timeout) == (operation, 0)
+
+
+def test_permission_that_goes_away_after_a_lost_answer_leaves_the_outcome_open(
+    run_nats_server: RunNatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = run_nats_server(restricting("nothing"))
+    settle, first = ExactlyOnce._settle, iter([True])
+    options: dict[str, Any] = {"reconnect_wait": 0.01, "reconnect_max_wait": 0.05, "password": "p"}
+    with (
+        mono_sync.connect(server.url, user="a", **options) as admin,
+        CutProxy(server.url) as proxy,
+        mono_sync.connect(proxy.url, user="u", **options) as limited,
+    ):
+        kv = admin.kv(KVBucketConfig("b", storage="file"))
+
+        def restrict(writer: ExactlyOnce, write: Write, deadline: Deadline) -> int:
+            if next(first, False):
+                wait_until(lambda: "k" in kv, "it is stored")
+                server.kill()
+                server.configure(restricting("$KV.b.>"))
+                server.start()
+            return settle(writer, write, deadline)
+
+        monkeypatch.setattr(ExactlyOnce, "_settle", restrict)
+        proxy.cut_at(b"$KV.b.k", after=True)
+        with pytest.raises(OutcomeUnknownError, match="no permission"):
+            limited.kv("b").set("k", b"mine")
+        assert kv.get("k") == b"mine"
+        with pytest.raises(PermissionDeniedError):
+            limited.kv("b").set("k", b"later")

@@ -26,7 +26,7 @@ from mono_sync.connection import Question
 from mono_sync.storage.objects._sink import Sink
 from tests.fixtures.servers import RunNatsServer
 from tests.fixtures.waiting import wait_until
-from tests.storage.helpers import CutProxy, HalvingProxy, LateProxy, chunk_subjects, together
+from tests.storage.helpers import CutProxy, HalvingProxy, LateProxy, chunk_subjects, restricting, through, together
 from tests.support.threads import Background
 
 CHUNK, DESCRIPTION = b".C.", b".M."
@@ -36,14 +36,6 @@ CHUNK, DESCRIPTION = b".C.", b".M."
 def proxy(any_connection: Connection) -> Iterator[CutProxy]:
     with CutProxy(any_connection.server_info.url) as proxy:
         yield proxy
-
-
-@contextlib.contextmanager
-def through(proxy: CutProxy, connection: Connection, objects: ObjectBucket) -> Iterator[ObjectBucket]:
-    """Open the bucket through a connection that the proxy can break."""
-    options: dict[str, Any] = {"reconnect_wait": 0.01, "reconnect_max_wait": 0.05}
-    with mono_sync.connect(proxy.url, token=connection.config.token, **options) as opened:
-        yield opened.objects(objects.name)
 
 
 @pytest.fixture
@@ -264,13 +256,6 @@ def test_object_that_was_stored_before_its_bucket_was_sealed_is_stored(
         with pytest.raises(OutcomeUnknownError):
             cut.put("k", b"mine")
     assert any_objects.get("k") == b"mine"
-
-
-def restricting(denied: str) -> str:
-    """Return the configuration of a server with a user ``a``, and a user ``u`` who may not publish on a subject."""
-    limits = f"permissions: {{ publish: {{ deny: ['{denied}'] }} }}"
-    users = f"{{ user: u, password: p, {limits} }}, {{ user: a, password: p }}"
-    return f"jetstream: enabled\naccounts {{ A {{ jetstream: enabled, users: [ {users} ] }} }}"
 
 
 @pytest.mark.parametrize("denied", ["C", "M"])

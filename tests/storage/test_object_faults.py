@@ -33,7 +33,7 @@ from mono_sync.storage.objects import _clean_up, _sink
 from mono_sync.storage.objects._source import Source
 from tests.fixtures.servers import RunNatsServer
 from tests.fixtures.waiting import wait_until
-from tests.storage.helpers import CutProxy, chunk_subjects, raw_objects, together
+from tests.storage.helpers import CutProxy, chunk_subjects, raw_objects, through, together
 from tests.support.peer import Answer, Peer
 from tests.support.threads import Repeated
 
@@ -189,10 +189,8 @@ def proxy(connection: Connection) -> Iterator[CutProxy]:
 
 @pytest.fixture
 def cut(connection: Connection, proxy: CutProxy, objects: ObjectBucket) -> Iterator[ObjectBucket]:
-    """The bucket through a connection that the proxy can break."""
-    token = connection.config.token
-    with mono_sync.connect(proxy.url, token=token, reconnect_wait=0.02, reconnect_max_wait=0.1) as cut:
-        yield cut.objects(objects.name)
+    with through(proxy, connection, objects) as bucket:
+        yield bucket
 
 
 @pytest.mark.parametrize("after", [True, False])

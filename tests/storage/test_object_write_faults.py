@@ -30,7 +30,7 @@ from mono_sync.storage.objects._writer import ObjectWriter
 from tests.fixtures.servers import RawServer, RunNatsServer
 from tests.fixtures.waiting import wait_until
 from tests.storage.conftest import NewObjects
-from tests.storage.helpers import CutProxy, Interrupting, chunk_subjects, raw_objects
+from tests.storage.helpers import CutProxy, Interrupting, chunk_subjects, raw_objects, through
 from tests.support.threads import Repeated
 
 CHUNK = 128 * 1024
@@ -138,10 +138,8 @@ def proxy(connection: Connection) -> Iterator[CutProxy]:
 
 @pytest.fixture
 def cut(connection: Connection, proxy: CutProxy, memory: ObjectBucket) -> Iterator[ObjectBucket]:
-    """The bucket through a connection that the proxy can break."""
-    options: dict[str, Any] = {"reconnect_wait": 0.01, "reconnect_max_wait": 0.05}
-    with mono_sync.connect(proxy.url, token=connection.config.token, **options) as through:
-        yield through.objects(memory.name)
+    with through(proxy, connection, memory) as bucket:
+        yield bucket
 
 
 @pytest.fixture

@@ -71,6 +71,7 @@ class AtOnce:
         if revision is None:
             sink.end_last(chunk, deadline)
         else:
+            self._writer.saw(revision)
             sink.stored += len(chunk.data)
         return revision
 
@@ -107,14 +108,12 @@ class AtOnce:
 
     def _outcome(self, ask: Callable[[], int]) -> int | None:
         try:
-            revision = ask()
+            return ask()
         except _REFUSALS as error:
             self.in_doubt = False
             if isinstance(error, JetStreamAPIError) and not (is_conflict(error) or is_out_of_turn(error)):
                 raise
             return None
-        self._writer.saw(revision)
-        return revision
 
     def _unknown(self, error: Exception, deadline: Deadline) -> OutcomeUnknownError:
         timeout = deadline.timeout if deadline.expired else None

@@ -223,12 +223,10 @@ class Commit:
         if sink is not None and sink.server:
             write.server, write.check = sink.server, sink.check
         try:
-            revision = self._writer.carry_out(write, deadline)
+            return self._writer.carry_out(write, deadline)
         except (JetStreamAPIError, MessageError, NoRespondersError):
             self.in_doubt = False
             raise
         except OperationTimeoutError as error:
             self.in_doubt = error.sent
             raise
-        self._writer.saw(revision)
-        return revision
