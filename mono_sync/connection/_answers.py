@@ -111,10 +111,19 @@ class Place(NamedTuple):
 
 def place_of(message: Message) -> Place:
     """Return the place of a consumer's message, which is in its reply subject (`$JS.ACK.…`, NATS ADR-15)."""
+    tokens = tokens_of(message)
+    return Place(int(tokens[5]), int(tokens[7]), int(tokens[8]), int(tokens[6]))
+
+
+def tokens_of(message: Message) -> list[str]:
+    """Return the tokens of a consumer's message, as a server puts them that has no domain.
+
+    Sequence in the stream, number of the delivery and nanoseconds since 1970 are those from 5 on.
+    """
     tokens = message.reply.split(".")
     if len(tokens) > 9:  # with domain and account in front
         del tokens[2:4]
-    return Place(int(tokens[5]), int(tokens[7]), int(tokens[8]), int(tokens[6]))
+    return tokens
 
 
 def read_delivered(message: Message) -> StoredMessage:

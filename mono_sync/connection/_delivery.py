@@ -8,7 +8,7 @@ from typing import Final
 
 from mono_sync._durations import Deadline
 from mono_sync.adapter import Message
-from mono_sync.connection._answers import place_of
+from mono_sync.connection._answers import tokens_of
 from mono_sync.connection._connection import CoreConnection
 from mono_sync.connection._inbox import Inbox
 from mono_sync.connection._jetstream import NO_CONSUMER, JetStream, consumer_config
@@ -100,18 +100,16 @@ class Delivery:
             ConnectionLostError: the connection broke.
             OperationTimeoutError: it did not come in time.
         """
-        if self.under_way <= ahead // 2 and self._left:
+        if self._left and self.under_way <= ahead // 2:
             self._pull(min(1 + ahead - self.under_way, self._left), deadline)
-        message = self._inbox.poll(0) if self._inbox.arrived else None
-        if message is None:
-            message = self._wait(deadline)
+        message = self._inbox.take() or self._wait(deadline)
         if message.status is not None:  # whatever the reason, less than was asked for will come
             raise DeliveryLostError
         self.taken += 1
-        place = place_of(message)
-        if place.delivery != self.taken:
+        tokens = tokens_of(message)
+        if int(tokens[6]) != self.taken:
             raise DeliveryLostError
-        return message, place.sequence
+        return message, int(tokens[5])
 
     def close(self) -> None:
         """Receive no more, and delete the consumer without waiting for the answer."""
@@ -134,7 +132,7 @@ class Delivery:
         message = self._inbox.poll(deadline.at_most(_PATIENCE).remaining)
         if message is None and not deadline.expired:
             self._check(deadline)
-            message = self._inbox.poll(0)
+            message = self._inbox.take()
             if message is None:  # the answer would have come behind it
                 raise DeliveryLostError
         if message is None:

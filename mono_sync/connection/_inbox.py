@@ -101,7 +101,11 @@ class Inbox:
         message = self.next_within(seconds, operation)
         while message is not None:
             yield message
-            message = None if self._arrived.empty() else _message(self._arrived.get())
+            message = self.take()
+
+    def take(self) -> Message | None:
+        """Return the next message if it is there already. Raises what `next` raises."""
+        return None if self._arrived.empty() else _message(self._arrived.get())
 
     def poll(self, seconds: float | None) -> Message | None:
         """Return the next message, or None when none came within ``seconds``, also after the deadline of the inbox."""

@@ -11,7 +11,7 @@ from typing import Final
 
 from mono_sync._durations import Deadline
 from mono_sync.adapter import Message
-from mono_sync.connection._answers import Json, read_answer
+from mono_sync.connection._answers import Json, read_answer, tokens_of
 from mono_sync.connection._candidates import Candidates
 from mono_sync.connection._connection import CoreConnection
 from mono_sync.connection._inbox import Inbox, Question
@@ -183,7 +183,7 @@ class PullConsumer:
         """
         if self._asked is None and self._not_before <= monotonic() and not self._ask(deadline):
             return None
-        message = self._inbox.poll(0) or self._wait(deadline)
+        message = self._inbox.take() or self._wait(deadline)
         if message is None:
             return None
         self._heard = None
@@ -204,9 +204,7 @@ class PullConsumer:
         Raises:
             ConsumerLostError: one before it was lost on its way.
         """
-        tokens = message.reply.split(".")
-        if len(tokens) > 9:  # with domain and account in front
-            del tokens[2:4]
+        tokens = tokens_of(message)
         self._delivered += 1
         if int(tokens[6]) != self._delivered:
             raise ConsumerLostError

@@ -235,20 +235,20 @@ class ObjectReader(LoneStream):
 
     def _clamp(self, wanted: int) -> int:
         """Return how many bytes of a wanted size there are."""
-        left = max(0, self.info.size - self._position)
+        left = max(0, self._source.info.size - self._position)
         return left if wanted < 0 else min(wanted, left)
 
-    def _chunk_at(self, position: int, need: int, deadline: Deadline) -> tuple[int, bytes]:
+    def _chunk_at(self, position: int, need: int, deadline: Deadline | None = None) -> tuple[int, bytes]:
         start, data = self._held
         if not start <= position < start + len(data):
-            self._held = self._source.chunk_at(position, need, deadline)
+            self._held = self._source.chunk_at(position, need, deadline or self._deadline())
         return self._held
 
     def _piece(self, size: int, *, need: int) -> bytes:
         """Return up to so many bytes of the chunk at the position; a whole chunk is returned without a copy."""
         if not size:
             return b""
-        start, data = self._chunk_at(self._position, need, self._deadline())
+        start, data = self._chunk_at(self._position, need)
         begin = self._position - start
         return data[begin : begin + size]
 

@@ -211,7 +211,7 @@ class Sink:
     def _take_arrived(self, deadline: Deadline) -> None:
         assert self._inbox is not None
         try:
-            while (message := self._inbox.poll(0)) is not None:
+            while (message := self._inbox.take()) is not None:
                 self._note(message, deadline)
         except ConnectionLostError:
             self._begin_anew(deadline)

@@ -65,6 +65,7 @@ class Source:
         self._explain = explain
         self._check = check
 
+        self._usual_size = info.chunk_size or max(1, -(-info.size // max(1, info.chunks)))
         self._next = START
         self._delivery: tuple[Delivery, int] | None = None  # and the number of its first chunk
         self._certain = 0  # of its messages, how many are the chunks that they seem to be
@@ -93,13 +94,12 @@ class Source:
                 if not 0 < offset - self._next.offset < self._reach:
                     self._jump(offset, deadline)
             while True:
-                here = self._next
-                self._expect(here.number < self.info.chunks, f"{self.info.size - here.offset} bytes are missing")
-                data, sequence = self._persistent(self._take, offset - here.offset + need, deadline)
-                self._accept(data, sequence)
-                if offset < self._next.offset:
-                    self._run += offset + need <= self._next.offset
-                    return here.offset, data
+                start = self._next.offset
+                data, sequence = self._persistent(self._take, offset - start + need, deadline)
+                end = self._accept(data, sequence)
+                if offset < end:
+                    self._run += offset + need <= end
+                    return start, data
         except MonoError as error:
             self._explain(error, deadline, "reading object", self.info.name)
 
@@ -116,10 +116,6 @@ class Source:
             self._delivery = None
 
     # --- where to go on
-
-    @property
-    def _usual_size(self) -> int:
-        return self.info.chunk_size or max(1, -(-self.info.size // max(1, self.info.chunks)))
 
     @property
     def _reach(self) -> int:
@@ -146,6 +142,8 @@ class Source:
 
     def _take(self, need: int, deadline: Deadline) -> tuple[bytes, int]:
         """Return the next chunk, and the sequence of its message."""
+        if self._damage is not None or self._next.number >= self.info.chunks:
+            self._fail(f"{self.info.size - self._next.offset} bytes are missing")
         if self.info.chunks == 1:
             only = self._jetstream.last(self._stream, self._subject, direct=self._direct, deadline=deadline)
             self._direct = False  # when it is missing: it came from a replica that lags behind
@@ -191,30 +189,31 @@ class Source:
         wanted = max(-(-need // self._usual_size) - 1, self._run)
         return max(0, min(wanted, most - 1, _MOST_UNDER_WAY))
 
-    def _accept(self, data: bytes, sequence: int) -> None:
-        """Check a chunk, and go on to the next. An interrupt leaves either done or undone."""
+    def _accept(self, data: bytes, sequence: int) -> int:
+        """Check a chunk, go on to the next, and return where that begins. An interrupt leaves all done or undone."""
         info, (number, start, _) = self.info, self._next
         end = start + len(data)
         if number + 1 < info.chunks:
             fits = end <= info.size and (self._layout is None or self._layout.fits(number, len(data)))
         else:
             fits = end == info.size
-        self._expect(fits, f"chunk {number + 1} of {info.chunks} has {len(data)} bytes")
+        if not fits:
+            self._fail(f"chunk {number + 1} of {info.chunks} has {len(data)} bytes")
         verified, length = self._verified
         if length == start:
             verified, length = verified.copy(), end
             verified.update(data)
             self._verified = verified, length
-        if number + 1 == info.chunks and length == end and info.digest:
-            self._expect(digest_of(verified) == info.digest, "the digest is wrong")
+        if number + 1 == info.chunks and length == end and info.digest and digest_of(verified) != info.digest:
+            self._fail("the digest is wrong")
         self._next = Place(number + 1, end, sequence + 1)
+        return end
 
-    def _expect(self, right: bool, otherwise: str) -> None:
-        if self._damage is None and not right:
-            self._damage = otherwise
-        if self._damage is not None:
-            self.close()
-            raise DigestMismatchError(self.info.bucket, self.info.name, self._damage)
+    def _fail(self, damage: str) -> NoReturn:
+        """Raise what is wrong, from now on in every call."""
+        self._damage = self._damage or damage
+        self.close()
+        raise DigestMismatchError(self.info.bucket, self.info.name, self._damage)
 
     def _persistent(self, step: Callable[[int, Deadline], T], argument: int, deadline: Deadline) -> T:
         """Take a step, again and again where the way to the chunks was lost."""
