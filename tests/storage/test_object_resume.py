@@ -15,13 +15,15 @@ from typing import Any
 
 import pytest
 
-from mono_sync import Connection, ObjectBucket, RevisionMismatchError, UploadLostError
+import mono_sync
+from mono_sync import Connection, FSBucketConfig, ObjectBucket, RevisionMismatchError, UploadLostError
 from mono_sync._durations import Deadline
 from mono_sync.adapter import parse_header_block
 from mono_sync.connection import Json, StoredMessage
 from mono_sync.storage.objects import _sweep, _upload, _writing
 from mono_sync.storage.objects._committing import Commit
 from tests.fixtures.processes import Program
+from tests.fixtures.servers import RunNatsServer
 from tests.fixtures.waiting import wait_until
 from tests.storage.helpers import chunk_subjects, raw_objects
 
@@ -233,6 +235,33 @@ def test_upload_of_which_all_is_there_has_as_little_time_for_its_last_step_as_ot
     objects.put_reader("k", io.BytesIO(CONTENT), resume="t", timeout=None)
     assert left[0] < _upload.COMMIT_TIME
     assert objects.get("k") == CONTENT
+
+
+def test_nothing_is_built_on_chunks_that_a_server_loses_while_the_file_is_compared(
+    run_nats_server: RunNatsServer,
+) -> None:
+    server = run_nats_server("jetstream: enabled")
+    kept_in_memory = FSBucketConfig("b", storage="memory")
+    restarts = iter([True])
+
+    class Slow(io.BytesIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            if next(restarts, False):
+                server.kill()
+                server.start()
+                with mono_sync.connect(server.url) as another:
+                    another.objects(kept_in_memory)
+            return super().read(size)
+
+    with mono_sync.connect(server.url, reconnect_wait=0.02, reconnect_max_wait=0.1) as connection:
+        objects = connection.objects(kept_in_memory)
+        with pytest.raises(RevisionMismatchError):
+            objects.put_reader("k", io.BytesIO(CONTENT), resume="t", if_match=99)
+        with pytest.raises(UploadLostError, match="its chunks are gone"):
+            objects.put_reader("k", Slow(CONTENT), resume="t", timeout=20)
+        assert objects.list(timeout=10) == []
+        objects.put_reader("k", io.BytesIO(CONTENT), resume="t", timeout=20)
+        assert objects.get("k") == CONTENT
 
 
 def test_last_chunk_that_has_become_old_while_the_file_was_compared_is_stored_once_more(

@@ -87,7 +87,7 @@ class Sink:
         touched: whether anything has been sent.
         cautious: whether to store each chunk on top of the one before, for another upload may go by the same name.
         answers: what was answered to the last chunk and to what was sent along with it, by tags.
-        server: identity of the server to which the last chunk was sent; empty: not yet.
+        server: identity of the server that has stored the last chunk, or told that it is there; empty: none yet.
     """
 
     def __init__(
@@ -146,6 +146,10 @@ class Sink:
         self.stored, self._newest = size, newest
         now = time.monotonic()
         self.touched, self._started, self._latest = True, now - age, now - idle
+
+    def note_server(self) -> None:
+        """Note who is going to store the last chunk, or to tell that it is there; another one may have lost it."""
+        self.server = self._connection.server_info.id
 
     # --- all chunks but the last
 
@@ -330,7 +334,7 @@ class Sink:
 
     def send_last(self, write: Write, along: Sequence[Question], deadline: Deadline) -> None:
         """Send the last chunk, and right behind it something else; wait for the answers, and not for too long."""
-        self.server = self._connection.server_info.id
+        self.note_server()
         self._awaited = {_LAST, *(tag for *_, tag in along)}
         self._open().ask_all([(self._subject, write.data, write.block, _LAST), *along], deadline=deadline)
         self.count += 1

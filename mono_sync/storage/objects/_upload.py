@@ -89,6 +89,7 @@ class Upload:
     def resume(self, find: Callable[[], Found | None], deadline: Deadline) -> None:
         """Go on from what an earlier attempt has stored, if it has."""
         with self._guarded(deadline):
+            self._sink.note_server()
             found = find()
             if found is not None:
                 if found.ttl != self._ttl:
