@@ -6,7 +6,7 @@ Only `mono_sync.adapter.client` imports nats; nothing of nats leaves this packag
 from mono_sync.adapter._address import ServerAddress
 from mono_sync.adapter._config import ConnectionConfig, ConnectionOptions
 from mono_sync.adapter._info import ServerInfo
-from mono_sync.adapter._link import Link, LinkState, Listening, NotSentError, Request, Waiter
+from mono_sync.adapter._link import Link, LinkState, Listening, NotSentError, OtherServerError, Request, Waiter
 from mono_sync.adapter._message import (
     Message,
     Payload,
@@ -28,6 +28,7 @@ __all__ = [
     "Listening",
     "Message",
     "NotSentError",
+    "OtherServerError",
     "Payload",
     "Request",
     "ServerAddress",

@@ -53,6 +53,10 @@ class NotSentError(Exception):
     """A message could not be sent from the calling thread; nothing of it has left."""
 
 
+class OtherServerError(ConnectionLostError):
+    """What was for one server only was not sent, because the connection leads to another one by now."""
+
+
 class Request:
     """A request, as a command of the wire, from before it is sent until after its end.
 
@@ -310,12 +314,13 @@ class Link:
         """Send a request, as soon as there is a socket that takes it, and wait for the message on its reply subject.
 
         Raises:
-            ConnectionLostError: the connection broke after the command was sent, or leads to another server.
+            ConnectionLostError: the connection broke after the command was sent.
+            OtherServerError: the connection leads to another server than the only one for which it is.
             PermissionDeniedError: the server refused it.
         """
         client = await self._writable()
         if request.server not in ("", client.info.id):
-            raise ConnectionLostError("we have connected to another server meanwhile")
+            raise OtherServerError("we have connected to another server meanwhile")
         request.waiter = waiter = _LoopWaiter()
         self._requests[request.reply] = request
         request.sent = True

@@ -344,8 +344,8 @@ class CoreConnection:
     ) -> Message:
         """Make a `request` of parts that are known to be right.
 
-        With ``server``, the identity of one, it is sent to that one only: `ConnectionLostError` where we have meanwhile
-        connected to another.
+        With ``server``, the identity of one, it is sent to that one only: `OtherServerError` where we have meanwhile
+        connected to another, and nothing was sent.
         """
         operation = f"request {subject}"
         session = self._session or self._live_session(deadline, operation)

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, suppress
 from time import monotonic, sleep
 
 from mono_sync._durations import Deadline
-from mono_sync.adapter import Message
+from mono_sync.adapter import Message, OtherServerError
 from mono_sync.connection._answers import (
     Json,
     StoredMessage,
@@ -37,6 +37,7 @@ _PATIENCE = 1.5
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.02, 0.5
 NO_MESSAGE = 10037
 NO_CONSUMER = 10014
+_NOT_THERE = 10057  # what is to be removed
 _LONG_SUBJECT = 2000
 _CONSUMER_LIFETIME_NS = 10_000_000_000  # without a pull; an order to delete may overtake the one to create
 _PULL_TIME = 1.0
@@ -56,7 +57,14 @@ class JetStream:
     # --- requests
 
     def api(
-        self, subject: str, body: Json | None, deadline: Deadline, *, context: str = "", repeat: bool = True
+        self,
+        subject: str,
+        body: Json | None,
+        deadline: Deadline,
+        *,
+        context: str = "",
+        repeat: bool = True,
+        server: str = "",
     ) -> Json:
         """Make one API request.
 
@@ -67,15 +75,19 @@ class JetStream:
             context: what to call it in errors.
             repeat: whether to ask again after the connection broke, and while a cluster elects a leader: right for
                 whatever changes nothing when it is done twice.
+            server: identity of the only server to ask; empty: any.
 
         Raises:
+            OtherServerError: the connection leads to another server by now.
             JetStreamUnavailableError: JetStream is not enabled, or has no leader.
             JetStreamAPIError: any other refusal.
         """
         payload, pause = json.dumps(body).encode() if body else b"", _SHORTEST_PAUSE
         while True:
             try:
-                return self._api(subject, payload, self._patience(deadline) if repeat else deadline, context)
+                return self._api(subject, payload, self._patience(deadline) if repeat else deadline, context, server)
+            except OtherServerError:
+                raise
             except (ConnectionLostError, OperationTimeoutError):
                 if not repeat or deadline.expired:
                     raise
@@ -90,9 +102,9 @@ class JetStream:
         """Return how long to wait for an answer: in a cluster its author may have died, and no connection break."""
         return deadline.at_most(_PATIENCE) if self._connection.server_info.cluster else deadline
 
-    def _api(self, subject: str, payload: bytes, deadline: Deadline, context: str) -> Json:
+    def _api(self, subject: str, payload: bytes, deadline: Deadline, context: str, server: str) -> Json:
         try:
-            message = self._connection.exchange(f"$JS.API.{subject}", payload, b"", deadline)
+            message = self._connection.exchange(f"$JS.API.{subject}", payload, b"", deadline, server=server)
         except NoRespondersError as error:
             raise JetStreamUnavailableError(
                 "JetStream is not enabled on the server, or has no leader",
@@ -121,6 +133,31 @@ class JetStream:
     def purge(self, stream: str, subject: str, deadline: Deadline) -> int:
         """Remove the messages of a subject; return how many."""
         return int(self.api(f"STREAM.PURGE.{stream}", {"filter": subject}, deadline, repeat=False)["purged"])
+
+    def remove_newest(
+        self, stream: str, subject: str, wanted: Callable[[StoredMessage], bool], deadline: Deadline
+    ) -> None:
+        """Remove the newest message of a subject if that is a wanted one.
+
+        The order names a sequence. A server that has started anew may have given it to another message, so only the
+        server that told it gets the order. In a cluster that is not known.
+        """
+        refused = 0
+        while True:
+            server = self._connection.server_info
+            newest = self.last(stream, subject, direct=False, deadline=deadline)
+            if newest is None or not wanted(newest):
+                return
+            query = {"seq": newest.sequence, "no_erase": True}
+            try:
+                self.api(f"STREAM.MSG.DELETE.{stream}", query, deadline, server="" if server.cluster else server.id)
+                return
+            except OtherServerError:
+                continue
+            except JetStreamAPIError as error:
+                if error.err_code != _NOT_THERE or refused == newest.sequence:  # else it has just been removed
+                    raise
+                refused = newest.sequence
 
     # --- reading
 

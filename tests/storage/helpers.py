@@ -14,10 +14,11 @@ from typing import Any, TypeVar
 import pytest
 
 import mono_sync
-from mono_sync import Connection, KVBucket, ObjectBucket, Transaction
+from mono_sync import Connection, FSBucketConfig, KVBucket, ObjectBucket, Transaction
 from mono_sync._durations import Deadline
 from mono_sync.adapter import Listening
 from mono_sync.connection import JetStream, Json
+from tests.fixtures.servers import RawServer
 from tests.fixtures.waiting import wait_until
 from tests.support.network import Proxy
 
@@ -284,3 +285,22 @@ def restricting(denied: str) -> str:
     limits = f"permissions: {{ publish: {{ deny: ['{denied}'] }} }}"
     users = f"{{ user: u, password: p, {limits} }}, {{ user: a, password: p }}"
     return f"jetstream: enabled\naccounts {{ A {{ jetstream: enabled, users: [ {users} ] }} }}"
+
+
+LIVE = bytes(20 * 128 * 1024)
+
+
+def restart_at_a_removal(server: RawServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a server forget the bucket ``b`` in memory, and somebody fill it anew, before a message is removed."""
+    api = JetStream.api
+
+    def restart_first(jetstream: JetStream, subject: str, *arguments: Any, **options: Any) -> Json:
+        if subject.startswith("STREAM.MSG.DELETE."):
+            monkeypatch.setattr(JetStream, "api", api)
+            server.kill()
+            server.start()
+            with mono_sync.connect(server.url) as another:
+                another.objects(FSBucketConfig("b", storage="memory")).put("live", LIVE)
+        return api(jetstream, subject, *arguments, **options)
+
+    monkeypatch.setattr(JetStream, "api", restart_first)

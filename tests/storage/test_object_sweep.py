@@ -19,6 +19,7 @@ import mono_sync
 from mono_sync import (
     BucketFullError,
     Connection,
+    FSBucketConfig,
     ObjectBucket,
     ObjectChangedError,
     ObjectExistsError,
@@ -30,9 +31,10 @@ from mono_sync.connection import Inbox, StoredMessage
 from mono_sync.storage.objects import _sink, _sweep, _upload
 from mono_sync.storage.objects._sweep import GIVEN_UP, Sweep
 from tests.fixtures.processes import Program
+from tests.fixtures.servers import RunNatsServer
 from tests.fixtures.waiting import wait_until
 from tests.storage.conftest import NewObjects
-from tests.storage.helpers import chunk_subjects, raw_objects
+from tests.storage.helpers import LIVE, chunk_subjects, raw_objects, restart_at_a_removal
 from tests.support.threads import Background, Repeated
 
 CHUNK = 128 * 1024
@@ -139,6 +141,19 @@ def test_marks_that_a_killed_sweep_has_left_are_removed(any_objects: ObjectBucke
     assert any_objects.sweep(older_than=0) >= 3
     assert list(chunk_subjects(any_objects).values()) == [3]
     assert any_objects.get("k") == content(1)
+
+
+def test_no_chunk_of_an_object_is_taken_for_a_mark_that_got_its_place_when_the_server_started_anew(
+    run_nats_server: RunNatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = run_nats_server("jetstream: enabled")
+    with mono_sync.connect(server.url, reconnect_wait=0.02, reconnect_max_wait=0.1) as connection:
+        objects = connection.objects(FSBucketConfig("b", storage="memory"))
+        info = objects.put("k", b"x")
+        raw_objects(objects).put(f"$O.b.C.{info.nuid}", b"", {GIVEN_UP: "1"})
+        restart_at_a_removal(server, monkeypatch)
+        assert objects.sweep(timeout=20) == 0
+        assert objects.get("live") == LIVE
 
 
 def test_object_that_the_first_look_has_missed_keeps_its_chunks_and_loses_the_mark(

@@ -91,8 +91,8 @@ class Sweep:
         if not counts:
             return 0
         described = described_in(self._all_descriptions())
-        self._clear_marks({name: count for name, count in counts.items() if count > described.get(name, count)})
-        marked, removed = dict[str, int](), 0
+        self._clear_marks(name for name, count in counts.items() if count > described.get(name, count))
+        marked, removed = list[str](), 0
         for name in counts.keys() - described.keys():
             newest = self._newest(name)
             if newest is None or now - newest.time < self._grace:
@@ -101,16 +101,12 @@ class Sweep:
             if mark is None:
                 removed += self._remove(name, 0)
             elif mark:
-                marked[name] = mark
+                marked.append(name)
         if not marked:
             return removed
         described = described_in(self._all_descriptions())
-        for name, sequence in marked.items():
-            if name in described:
-                self._delete(sequence)
-            else:
-                removed += self._remove(name, 1)
-        return removed
+        self._clear_marks(name for name in marked if name in described)
+        return removed + sum(self._remove(name, 1) for name in marked if name not in described)
 
     # --- what there is
 
@@ -160,18 +156,14 @@ class Sweep:
             raise
 
     def _clear_marks(self, names: Iterable[str]) -> None:
-        """Remove marks from objects, which a sweep leaves that is killed."""
+        """Remove the marks from objects; a sweep that is killed leaves some."""
         for name in names:
-            newest = self._newest(name)
-            if newest is not None and GIVEN_UP in newest.headers:
-                self._delete(newest.sequence)
-
-    def _delete(self, sequence: int) -> None:
-        query = {"seq": sequence, "no_erase": True}
-        try:
-            self._jetstream.api(f"STREAM.MSG.DELETE.{self._stream}", query, self._deadline)
-        except JetStreamAPIError as error:
-            _log.debug("bucket %s: the mark %d is gone: %s", self._bucket, sequence, error)
+            try:
+                self._jetstream.remove_newest(
+                    self._stream, self._prefix + name, lambda newest: GIVEN_UP in newest.headers, self._deadline
+                )
+            except JetStreamAPIError as error:
+                _log.warning("bucket %s: a mark stays on chunks %s: %s", self._bucket, name, error)
 
     def _remove(self, name: str, marks: int) -> int:
         removed = self._jetstream.purge(self._stream, self._prefix + name, self._deadline) - marks
