@@ -6,11 +6,10 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from heapq import heappushpop
 from typing import Final, NoReturn, TypeAlias
 
 from mono_sync._durations import Deadline
-from mono_sync.adapter import ServerInfo, add_known_header, encode_known_headers
+from mono_sync.adapter import OtherServerError, ServerInfo, add_known_header, encode_known_headers
 from mono_sync.connection._answers import Json, StoredMessage, read_ack
 from mono_sync.connection._connection import CoreConnection
 from mono_sync.connection._jetstream import JetStream
@@ -88,8 +87,10 @@ class Write:
     operation: str
     in_doubt: bool = False
     """Whether an attempt may have been stored."""
+    refused: bool = False
+    """Whether the stream has been away: its server may have started anew."""
     check: Callable[[Deadline], object] | None = None
-    """Is called before it is sent to a server that has started since, and raises if it must not be any more."""
+    """Raises if it must not be sent any more. Is called before it goes to a server that may have started since."""
 
     def give_up(self, error: MonoError, timeout: float | None) -> NoReturn:
         """Raise what there is to tell: a reason is as good as known only if no attempt was made before."""
@@ -120,7 +121,7 @@ class ExactlyOnce:
         config = info["config"]
         self._window: float = config.get("duplicate_window", 0) / 1e9 - _WINDOW_MARGIN
         self._max_age = config.get("max_age", 0) / 1e9
-        self._seen: list[int] = [info["state"]["last_seq"]]
+        self._seen: int = info["state"]["last_seq"]
 
     def store(
         self,
@@ -184,7 +185,7 @@ class ExactlyOnce:
     ) -> list[Write]:
         """Do so with messages of the same headers, which are sent together."""
         now, server = time.monotonic(), self._connection.server_info.id
-        base = max(self._seen[0], expected or 0)
+        base = max(self._seen, expected or 0)
         if expected is not None:
             headers = {**headers, EXPECTED_REVISION: str(expected)}
         block = encode_known_headers(headers)
@@ -206,8 +207,8 @@ class ExactlyOnce:
         ]
 
     def saw(self, sequence: int) -> None:
-        """Note that the stream has got that far."""
-        heappushpop(self._seen, sequence)  # keeps the larger one, in one step, whatever other threads do
+        """Note that the stream has got that far: not the furthest of all, for it may have been made anew."""
+        self._seen = sequence
 
     def carry_out(self, write: Write, deadline: Deadline, *, in_doubt: bool = False) -> int:
         """Send, and send again, until it is known what became of it; ``in_doubt`` when it may have been stored."""
@@ -215,8 +216,8 @@ class ExactlyOnce:
         while True:
             try:
                 return self._attempt(write, deadline)
-            except ConnectionLostError:
-                write.in_doubt = True
+            except ConnectionLostError as error:
+                write.in_doubt = write.in_doubt or not isinstance(error, OtherServerError)
             except OutcomeUnknownError:
                 raise
             except OperationTimeoutError as error:
@@ -226,6 +227,7 @@ class ExactlyOnce:
             except PermissionDeniedError as error:
                 write.give_up(error, None)
             except (NoRespondersError, JetStreamUnavailableError) as error:
+                write.refused = True
                 if not self._will_return(error, deadline):
                     write.give_up(error, None)
                 if (remaining := deadline.remaining) is not None and remaining <= pause:
@@ -237,10 +239,25 @@ class ExactlyOnce:
         if write.in_doubt:
             sequence = self._settle(write, deadline)
         else:
-            is_bound = write.check is not None and not self._connection.server_info.cluster
-            sequence = self._send(write, deadline, only_to=write.server if is_bound else "")
+            sequence = self._send(write, deadline, only_to=self._checked(write, deadline))
         self.saw(sequence)
         return sequence
+
+    def _checked(self, write: Write, deadline: Deadline) -> str:
+        """Return the only server to which it may be sent; empty: any.
+
+        In a cluster it is not known who has the stream; but one that starts anew is away for a while.
+        """
+        if write.check is None:
+            return ""
+        server, now = self._connection.server_info, time.monotonic()
+        if write.refused if server.cluster else server.id != write.server:
+            try:
+                write.check(deadline)
+            except (ConnectionLostError, OperationTimeoutError) as error:  # of the question, not of the write
+                raise OperationTimeoutError(write.operation, deadline.timeout, sent=False) from error
+            write.server, write.since, write.refused = server.id, now, False
+        return "" if server.cluster else server.id
 
     def _send(self, write: Write, deadline: Deadline, *, only_to: str = "") -> int:
         """Make one attempt."""

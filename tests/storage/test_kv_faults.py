@@ -432,3 +432,37 @@ def test_permission_that_goes_away_after_a_lost_answer_leaves_the_outcome_open(
         assert kv.get("k") == b"mine"
         with pytest.raises(PermissionDeniedError):
             limited.kv("b").set("k", b"later")
+
+
+def test_write_that_was_overwritten_in_a_bucket_made_anew_is_not_taken_for_one_that_never_was(
+    run_nats_server: RunNatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = run_nats_server("jetstream: enabled")
+    settle, first = ExactlyOnce._settle, iter([True])
+    options: dict[str, Any] = {"reconnect_wait": 0.01, "reconnect_max_wait": 0.05}
+    with (
+        mono_sync.connect(server.url, **options) as another,
+        CutProxy(server.url) as proxy,
+        mono_sync.connect(proxy.url, **options) as connection,
+    ):
+        kv = another.kv(KVBucketConfig("b", storage="file"))
+        ours = connection.kv("b")
+        ours.set_many({str(number): b"x" for number in range(50)})
+        raw_kv(kv).delete()
+        kv = another.kv(KVBucketConfig("b", storage="file"))
+        ours.set("other", b"x")
+
+        def overwrite_twice(writer: ExactlyOnce, write: Write, deadline: Deadline) -> int:
+            if next(first, False):
+                wait_until(lambda: "k" in kv, "it is stored")
+                kv.set("k", b"theirs 1")
+                kv.set("k", b"theirs 2")
+                server.stop()
+                server.start()
+            return settle(writer, write, deadline)
+
+        monkeypatch.setattr(ExactlyOnce, "_settle", overwrite_twice)
+        proxy.cut_at(b"$KV.b.k", after=True)
+        with pytest.raises(OutcomeUnknownError):
+            ours.set("k", b"mine", timeout=20)
+        assert kv.get("k", timeout=10) == b"theirs 2"
