@@ -16,6 +16,7 @@ from mono_sync import (
     Connection,
     ConnectionClosedError,
     FSBucketConfig,
+    JetStreamAPIError,
     ObjectBucket,
     ObjectExistsError,
     OutcomeUnknownError,
@@ -149,6 +150,26 @@ def test_it_is_not_known_what_happened_when_no_answer_comes_in_time(
     with pytest.raises(OutcomeUnknownError, match="storing object 'k' of bucket"):
         cut.put("k", b"mine", timeout=0.5)
     assert is_whole(any_objects, b"mine")  # this time it did
+
+
+def test_refusal_to_tell_what_happened_leaves_the_outcome_open(
+    any_objects: ObjectBucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send = Sink.send_last
+
+    def lose_an_answer(sink: Sink, *arguments: Any) -> None:
+        send(sink, *arguments)
+        del sink.answers["described"]
+
+    def refuse(*_: object) -> bool:
+        raise JetStreamAPIError(500, 10000, "not now")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Sink, "send_last", lose_an_answer)
+        patch.setattr(Sink, "is_whole", refuse)
+        with pytest.raises(OutcomeUnknownError, match="not now"):
+            any_objects.put("k", b"mine")
+    assert is_whole(any_objects, b"mine")
 
 
 def test_closing_the_connection_leaves_all_of_it_or_nothing(

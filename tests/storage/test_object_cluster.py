@@ -28,8 +28,9 @@ from mono_sync import (
     UploadLostError,
 )
 from mono_sync._durations import Deadline
-from mono_sync.connection import JetStream, Json
+from mono_sync.connection import JetStream, Json, StoredMessage
 from mono_sync.storage.objects import _sink, _sweep, _upload
+from mono_sync.storage.objects._committing import Commit
 from tests.fixtures.cluster import Cluster
 from tests.fixtures.waiting import wait_until
 from tests.storage.helpers import Interrupting, api_calls, chunk_subjects
@@ -174,6 +175,27 @@ def test_changes_are_made_when_the_leader_has_just_died(cluster: Cluster, victim
     for name in ("a", "copy", "renamed", "c", "d", "link"):
         assert objects.get(name, timeout=30) == CONTENT
     assert chunk_subjects(objects) == _chunks(first["a"], described, copied, first["d"], renamed)
+
+
+@pytest.mark.parametrize("end", ["kill", "stop"])
+def test_nothing_is_built_on_chunks_that_the_server_of_a_bucket_in_memory_has_lost(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    leader = _leader(cluster, cluster.connect().objects(FSBucketConfig("b", storage="memory"), timeout=30))
+    objects = cluster.connect(*(name for name in cluster.servers if name != leader)).objects("b")
+    look = Commit.look
+
+    def look_and_restart(*arguments: Any) -> StoredMessage | None:
+        newest = look(*arguments)
+        monkeypatch.setattr(Commit, "look", look)
+        getattr(cluster.servers[leader], end)()
+        cluster.servers[leader].start()
+        return newest
+
+    monkeypatch.setattr(Commit, "look", look_and_restart)
+    with pytest.raises(UploadLostError, match="its chunks are gone"):
+        objects.put("k", CONTENT, timeout=60)
+    assert objects.list(timeout=30) == []
 
 
 def test_upload_that_loses_the_majority_fails_and_the_old_object_stays(

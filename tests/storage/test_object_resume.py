@@ -9,7 +9,9 @@ import random
 import threading
 import time
 from base64 import b64decode
+from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,7 @@ from mono_sync.storage.objects._committing import Commit
 from tests.fixtures.processes import Program
 from tests.fixtures.servers import RunNatsServer
 from tests.fixtures.waiting import wait_until
-from tests.storage.helpers import chunk_subjects, raw_objects
+from tests.storage.helpers import LIVE, chunk_subjects, raw_objects, restart_at_a_removal
 
 CHUNK = 512 * 1024
 CONTENT = random.Random(1).randbytes(10 * CHUNK + 5)
@@ -182,7 +184,7 @@ def test_upload_that_was_interrupted_at_its_last_step_is_ended(
     if late:
         monkeypatch.setattr(_writing, "COMMIT_TIME", -1.0)
 
-    def fail(*_: Any) -> int:
+    def fail(*_: Any, **__: Any) -> int:
         raise OopsError
 
     with monkeypatch.context() as patch:
@@ -227,9 +229,11 @@ def test_upload_of_which_all_is_there_has_as_little_time_for_its_last_step_as_ot
         objects.put_reader("k", io.BytesIO(CONTENT), resume="t", if_match=99)
     commit, left = Commit.commit, list[float]()
 
-    def note(self: Commit, meta: Json, newest: StoredMessage | None, deadline: Deadline, sink: Any) -> int:
+    def note(
+        self: Commit, meta: Json, newest: StoredMessage | None, deadline: Deadline, *arguments: Any, **firm: Any
+    ) -> int:
         left.append(deadline.remaining or math.inf)
-        return commit(self, meta, newest, deadline, sink)
+        return commit(self, meta, newest, deadline, *arguments, **firm)
 
     monkeypatch.setattr(Commit, "commit", note)
     objects.put_reader("k", io.BytesIO(CONTENT), resume="t", timeout=None)
@@ -329,6 +333,54 @@ def test_two_uploads_of_one_text_at_a_time_leave_one_whole_object(objects: Objec
         assert started == [1, 0]
     assert objects.get("k") == CONTENT
     assert list(chunk_subjects(objects).values()) == [11]
+
+
+@pytest.mark.parametrize("then", [ObjectBucket.delete, partial(ObjectBucket.put, data=b"newer")])
+def test_nothing_is_built_on_chunks_that_another_upload_of_one_text_has_described_and_lost(
+    objects: ObjectBucket, then: Callable[[ObjectBucket, str], object]
+) -> None:
+    with pytest.raises(RevisionMismatchError):
+        objects.put_reader("k", io.BytesIO(CONTENT), resume="t", if_match=99)
+    told = list[int]()
+
+    def be_overtaken(done: int, _total: int | None) -> None:
+        told.append(done)
+        objects.put_reader("k", io.BytesIO(CONTENT), resume="t")
+        then(objects, "k")
+
+    with pytest.raises(UploadLostError, match="another version was stored meanwhile"):
+        objects.put_reader("k", io.BytesIO(CONTENT), resume="t", progress=be_overtaken)
+    assert told == [len(CONTENT)]
+    assert objects.get("k", b"none") in (b"newer", b"none")
+    objects.put_reader("k", io.BytesIO(CONTENT), resume="t")
+    assert objects.get("k") == CONTENT
+
+
+def test_upload_of_which_all_is_there_ends_though_the_same_one_has_just_ended_elsewhere(objects: ObjectBucket) -> None:
+    with pytest.raises(RevisionMismatchError):
+        objects.put_reader("k", io.BytesIO(CONTENT), resume="t", if_match=99)
+
+    def be_overtaken(_done: int, _total: int | None) -> None:
+        objects.put_reader("k", io.BytesIO(CONTENT), resume="t")
+
+    info = objects.put_reader("k", io.BytesIO(CONTENT), resume="t", progress=be_overtaken)
+    assert objects.stat("k") == info
+    assert objects.get("k") == CONTENT
+
+
+def test_no_chunk_of_an_object_is_taken_back_that_got_its_place_when_the_server_started_anew(
+    run_nats_server: RunNatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = run_nats_server("jetstream: enabled")
+    with mono_sync.connect(server.url, reconnect_wait=0.02, reconnect_max_wait=0.1) as connection:
+        objects = connection.objects(FSBucketConfig("b", storage="memory"))
+        with pytest.raises(RevisionMismatchError):
+            objects.put_reader("k", io.BytesIO(CONTENT), resume="t", if_match=99)
+        monkeypatch.setattr(_writing, "COMMIT_TIME", 0.0)
+        restart_at_a_removal(server, monkeypatch)
+        objects.put_reader("k", io.BytesIO(CONTENT), resume="t", timeout=20)
+        assert objects.get("k", timeout=10) == CONTENT
+        assert objects.get("live") == LIVE
 
 
 def test_file_that_cannot_seek_is_refused(objects: ObjectBucket) -> None:

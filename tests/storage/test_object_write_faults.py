@@ -21,6 +21,7 @@ from mono_sync import (
     ObjectBucket,
     OperationTimeoutError,
     OutcomeUnknownError,
+    PermissionDeniedError,
     UploadLostError,
 )
 from mono_sync.connection import ExactlyOnce, Write
@@ -30,7 +31,7 @@ from mono_sync.storage.objects._writer import ObjectWriter
 from tests.fixtures.servers import RawServer, RunNatsServer
 from tests.fixtures.waiting import wait_until
 from tests.storage.conftest import NewObjects
-from tests.storage.helpers import CutProxy, Interrupting, chunk_subjects, raw_objects, through
+from tests.storage.helpers import CutProxy, Interrupting, chunk_subjects, raw_objects, restricting, through
 from tests.support.threads import Repeated
 
 CHUNK = 128 * 1024
@@ -109,6 +110,92 @@ def test_nothing_is_built_on_chunks_that_a_server_loses_before_the_last_step(
         with pytest.raises(UploadLostError, match="its chunks are gone"):
             objects.put("k", bytes(size), timeout=20)
         assert objects.list(timeout=10) == []
+
+
+@pytest.fixture
+def before_the_last_step(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], object]], None]:
+    """Let something happen when it is known what a description is going to replace."""
+
+    def let(happen: Callable[[], object]) -> None:
+        look = Commit.look
+
+        def look_and_wait(*arguments: Any) -> Any:
+            newest = look(*arguments)
+            monkeypatch.setattr(Commit, "look", look)
+            happen()
+            return newest
+
+        monkeypatch.setattr(Commit, "look", look_and_wait)
+
+    return let
+
+
+def test_last_step_goes_to_a_server_that_started_meanwhile_and_nothing_is_in_doubt(
+    objects: ObjectBucket, server: RawServer, before_the_last_step: Callable[[Callable[[], object]], None]
+) -> None:
+    objects.put("k", b"old", timeout=10)
+
+    def restart_and_overwrite() -> None:
+        server.kill()
+        server.start()
+        with mono_sync.connect(server.url) as another:
+            for theirs in (b"1", b"2"):
+                another.objects("b").put("k", theirs)
+
+    before_the_last_step(restart_and_overwrite)
+    info = objects.put("k", b"mine", timeout=20)
+    assert objects.stat("k", timeout=10) == info
+    assert objects.get("k", timeout=10) == b"mine"
+    assert list(chunk_subjects(objects).values()) == [1]
+
+
+def test_last_step_that_cannot_be_made_in_time_was_not_made(
+    objects: ObjectBucket, server: RawServer, before_the_last_step: Callable[[Callable[[], object]], None]
+) -> None:
+    objects.put("k", b"old", timeout=10)
+
+    def restart_and_pause() -> None:
+        server.kill()
+        server.start()
+        wait_until(lambda: objects._connection.is_connected, "it is connected again")
+        server.pause()
+
+    before_the_last_step(restart_and_pause)
+    with pytest.raises(OperationTimeoutError) as caught:
+        objects.put("k", b"mine", timeout=1)
+    assert not isinstance(caught.value, OutcomeUnknownError)
+    server.resume()
+    assert objects.get("k", timeout=10) == b"old"
+
+
+def test_nothing_is_left_of_an_upload_of_which_a_chunk_is_gone(
+    objects: ObjectBucket, server: RawServer, before_the_last_step: Callable[[Callable[[], object]], None]
+) -> None:
+    objects._sinks.expects_new = False
+
+    def remove_and_restart() -> None:
+        raw_objects(objects).delete_message(1)
+        server.kill()
+        server.start()
+
+    before_the_last_step(remove_and_restart)
+    with pytest.raises(UploadLostError, match="its chunks are gone"):
+        objects.put("k", bytes(3 * CHUNK), timeout=20)
+    assert chunk_subjects(objects) == {}
+
+
+def test_nothing_is_left_of_an_upload_that_may_not_be_described(run_nats_server: RunNatsServer) -> None:
+    server = run_nats_server(restricting("$O.b.M.>"))
+    with (
+        mono_sync.connect(server.url, user="a", password="p") as admin,
+        mono_sync.connect(server.url, user="u", password="p") as connection,
+    ):
+        whole, ours = admin.objects(FSBucketConfig("b")), connection.objects("b")
+        ours._sinks.expects_new = False
+        with pytest.raises(PermissionDeniedError):
+            ours.put("k", b"mine")
+        assert chunk_subjects(whole) == {}
+        assert whole.list() == []
 
 
 def test_upload_whose_chunks_a_server_has_lost_fails(run_nats_server: RunNatsServer) -> None:

@@ -100,7 +100,7 @@ class AtOnce:
         except JetStreamAPIError as error:
             if error.code == _GONE:  # the bucket is
                 raise
-            if not sink.last_is_answered:
+            if sink.stored or not sink.last_is_answered:
                 raise self._unknown(error, deadline) from error
             self.in_doubt = False
             raise

@@ -21,10 +21,12 @@ from mono_sync.connection import (
 )
 from mono_sync.errors import (
     JetStreamAPIError,
+    JetStreamUnavailableError,
     MessageError,
     NoRespondersError,
     ObjectExistsError,
     OperationTimeoutError,
+    PermissionDeniedError,
     RevisionMismatchError,
     StorageError,
 )
@@ -33,10 +35,18 @@ from mono_sync.storage.objects._at_once import AtOnce
 from mono_sync.storage.objects._clean_up import clean_up_deadline
 from mono_sync.storage.objects._info import ObjectInfo
 from mono_sync.storage.objects._meta import read_meta
-from mono_sync.storage.objects._sink import Sink
+from mono_sync.storage.objects._sink import ChunksLostError, Sink
 from mono_sync.storage.objects._sinks import Sinks
 
 _NONE_THERE: Final = 404
+_NOT_STORED: Final = (
+    ChunksLostError,
+    JetStreamAPIError,
+    JetStreamUnavailableError,
+    MessageError,
+    NoRespondersError,
+    PermissionDeniedError,
+)
 _ASKED: Final = "asked"
 
 _log = logging.getLogger("mono_sync.storage")
@@ -193,16 +203,21 @@ class Commit:
         newest: StoredMessage | None,
         deadline: Deadline,
         sink: Sink | None = None,
+        *,
+        firm: bool = False,
     ) -> int:
         """Store a description in place of the newest one, return its revision, and remove the chunks that it replaces.
 
+        With ``firm`` only in place of that one: somebody else may have described the same chunks since, and another one
+        have replaced and removed them.
+
         Raises:
-            ChunksLostError: the server has started anew, and what went into ``sink`` is gone: it was kept in memory.
+            ChunksLostError: what went into ``sink`` is gone, with a server that kept it in memory for example.
             ConflictError: what is there is not what must be there.
         """
         payload = json.dumps(meta).encode()
+        replaced = self.check(newest)
         while True:
-            replaced = self.check(newest)
             expected = 0 if newest is None else newest.sequence
             try:
                 revision = self._store(payload, expected, deadline, sink)
@@ -210,6 +225,10 @@ class Commit:
                 if not is_conflict(error):
                     raise
                 newest = self._look(deadline)
+                replaced = self.check(newest)
+                if firm and (replaced or {}).get("nuid") != meta["nuid"]:
+                    reason = "another version was stored meanwhile; the same call may still go on with it"
+                    raise ChunksLostError(reason) from error
             else:
                 if replaced is not None and replaced.get("nuid") != meta["nuid"]:
                     self._sinks.discard(replaced.get("nuid", ""), clean_up_deadline(None, deadline))
@@ -224,7 +243,7 @@ class Commit:
             write.server, write.check = sink.server, sink.check
         try:
             return self._writer.carry_out(write, deadline)
-        except (JetStreamAPIError, MessageError, NoRespondersError):
+        except _NOT_STORED:
             self.in_doubt = False
             raise
         except OperationTimeoutError as error:

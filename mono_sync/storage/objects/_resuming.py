@@ -73,6 +73,7 @@ class Found(NamedTuple):
         idle: seconds since the last one was, at least.
         ttl: for how long the last one lives, as its header says; None: it stays.
         complete: whether that is all that the file has.
+        before: what described the object before that was looked for; None: nothing did.
     """
 
     size: int
@@ -83,6 +84,7 @@ class Found(NamedTuple):
     idle: float
     ttl: str | None
     complete: bool
+    before: StoredMessage | None
 
 
 class Resumption:
@@ -115,8 +117,8 @@ class Resumption:
         self._start = fileobj.tell()
         self._deadline = deadline
 
-    def find(self) -> Found | None:
-        """Return what there is, None if that is nothing.
+    def find(self, before: StoredMessage | None) -> Found | None:
+        """Return what there is, None if that is nothing; ``before`` is what describes the object now.
 
         Raises:
             ChunksLostError: it is not the beginning of the file, or not whole.
@@ -139,7 +141,7 @@ class Resumption:
         compared = time.monotonic() - looked  # a large file takes minutes
         age = (now - (first or newest).time).total_seconds() + compared
         idle = (now - newest.time).total_seconds() + compared
-        return Found(size, chunks, newest.sequence, content, age, idle, newest.headers.get(TTL), complete)
+        return Found(size, chunks, newest.sequence, content, age, idle, newest.headers.get(TTL), complete, before)
 
     def is_whole(self, meta: Json) -> bool:
         """Return whether the whole file is what a description describes."""
@@ -148,8 +150,9 @@ class Resumption:
 
     def take_back(self, found: Found) -> None:
         """Remove the last chunk, whose description did not come in time, so that it can be stored once more."""
-        query = {"seq": found.newest, "no_erase": True}
-        self._jetstream.api(f"STREAM.MSG.DELETE.{self._stream}", query, self._deadline)
+        self._jetstream.remove_newest(
+            self._stream, self._subject, lambda newest: newest.sequence == found.newest, self._deadline
+        )
 
     def _count(self) -> tuple[datetime, int]:
         query = {"subjects_filter": self._subject}

@@ -68,6 +68,7 @@ class Upload:
         self._hash = hashlib.sha256()
         self._held: tuple[bytes, dict[str, str]] | None = None  # the last so far: the last of all is sent otherwise
         self._at_once: AtOnce | None = None
+        self._found: Found | None = None
         self._resumable = resumable
         self._ended = False
 
@@ -95,6 +96,7 @@ class Upload:
                 if found.ttl != self._ttl:
                     raise ChunksLostError("what was stored before was to live for another time")
                 self.size, self._hash = found.size, found.content
+                self._found = found
                 self._sink.go_on(found.chunks, found.newest, found.size, age=found.age, idle=found.idle)
 
     def flush(self, deadline: Deadline) -> None:
@@ -136,11 +138,12 @@ class Upload:
         return None if at_once is None or revision is None else (at_once.meta, revision)
 
     def _store_description(self, deadline: Deadline, reporter: Reporter) -> tuple[Json, int]:
-        newest = self._commit.look(self._sink.answers, deadline)
+        found = self._found if self._held is None else None  # nothing holds on to the chunks that were all there
+        newest = self._commit.look(self._sink.answers, deadline) if found is None else found.before
         reporter.report(self.size)
         self._check_lifetime()
         meta = self._described(self._sink.count)
-        return meta, self._commit.commit(meta, newest, deadline, self._sink)
+        return meta, self._commit.commit(meta, newest, deadline, self._sink, firm=found is not None)
 
     def _described(self, chunks: int) -> Json:
         content = {"size": self.size, "chunks": chunks, "digest": digest_of(self._hash), "mtime": new_time()}

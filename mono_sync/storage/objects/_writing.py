@@ -170,7 +170,8 @@ class Writing(Reading):
             ValueError: ``resume``, and a file that cannot seek.
             UploadLostError: with ``ttl``: it took longer than it may. With ``resume``: what was stored before is not
                 the beginning of the file, was to live for another ``ttl``, or a sweep has given it up; begin anew with
-                another text. Or ``progress`` stood still before the last step; the same call may still go on.
+                another text. Or all of it was there, and ``progress`` stood still before the last step, or somebody
+                stored another version at that moment; the same call may still go on.
             BlockingIOError: the file does not block, and has no data now.
             Exception: whatever the file or ``progress`` raises. Otherwise as `put`.
         """
@@ -330,14 +331,14 @@ class Writing(Reading):
                     raise ChunksLostError("this resume stands for another content, which is stored")
                 stored = to_info(self._name, meta, newest.sequence)
                 return None
-            found = resumption.find()
+            found = resumption.find(newest)
             if found is not None and name in described_in(
                 self._all_descriptions(deadline, "storing object", from_leader=True)
             ):
                 raise ChunksLostError("this resume stands for an object that is stored under another name")
             while found is not None and found.complete and found.idle > COMMIT_TIME:
                 resumption.take_back(found)
-                found = resumption.find()
+                found = resumption.find(newest)
             return found
 
         upload.resume(find, deadline)
