@@ -86,7 +86,7 @@ def connect(
     Args:
         servers: one or more addresses. None: those in the environment variable ``MONO_SYNC_SERVERS``, and where that is
             not set an embedded server, started for this connection and stopped with it.
-        server: options of the embedded server.
+        server: options of the embedded server. Unless its ``store_dir`` keeps what it holds, all that is forgotten.
         **options: options of the connection, see `ConnectionConfig`.
 
     Raises:
