@@ -110,6 +110,16 @@ def test_what_describes_nothing_keeps_no_chunks(objects: ObjectBucket, no_grace:
     assert objects.sweep(older_than=0) == 3
 
 
+def test_description_that_was_replaced_and_came_back_keeps_no_chunks(any_objects: ObjectBucket, no_grace: None) -> None:
+    raw, subject = raw_objects(any_objects), f"$O.{any_objects.name}.M.x"
+    leave_chunks(any_objects, "replaced", 3)
+    leave_chunks(any_objects, "newest", 2)
+    raw.put(subject, b'{"nuid": "replaced", "chunks": 3}')  # as of a server that was killed before it had removed it
+    raw.put(subject, b'{"nuid": "newest", "chunks": 2}')
+    assert any_objects.sweep(older_than=0) == 3
+    assert chunk_subjects(any_objects) == {f"$O.{any_objects.name}.C.newest": 2}
+
+
 def test_description_that_is_half_wrong_keeps_its_chunks(objects: ObjectBucket, no_grace: None) -> None:
     raw_objects(objects).put(f"$O.{objects.name}.M.x", b'{"nuid": "left", "mtime": 5}')
     left = leave_chunks(objects)

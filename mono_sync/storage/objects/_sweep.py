@@ -130,10 +130,12 @@ class Sweep:
         """Return the newest of each object, read in two ways.
 
         Of an object that is renamed meanwhile both names could be missed by the first. But in the order of the stream
-        the new description is behind the one that it replaces, and so still to come when that is gone.
+        the new description is behind the one that it replaces, and so still to come when that is gone. There may be
+        older ones as well, which a server that was killed had removed and brings back.
         """
         newest = self._reader.newest_of_each(self._descriptions, self._deadline, from_leader=True)
-        return newest + self._reader.all_in_order(self._descriptions, self._deadline)
+        in_order = self._reader.all_in_order(self._descriptions, self._deadline)
+        return newest + list({message.subject: message for message in in_order}.values())
 
     # --- marks
 
