@@ -13,6 +13,8 @@ import pytest
 
 import mono_sync
 from mono_sync import (
+    BucketFullError,
+    BucketNotFoundError,
     Connection,
     ConnectionClosedError,
     FSBucketConfig,
@@ -21,13 +23,26 @@ from mono_sync import (
     ObjectExistsError,
     OutcomeUnknownError,
     PermissionDeniedError,
+    RevisionMismatchError,
 )
 from mono_sync._durations import Deadline
 from mono_sync.connection import Question
+from mono_sync.storage.objects import _clean_up
 from mono_sync.storage.objects._sink import Sink
 from tests.fixtures.servers import RunNatsServer
 from tests.fixtures.waiting import wait_until
-from tests.storage.helpers import CutProxy, HalvingProxy, LateProxy, chunk_subjects, restricting, through, together
+from tests.storage.conftest import NewObjects
+from tests.storage.helpers import (
+    CutProxy,
+    HalvingProxy,
+    LateProxy,
+    chunk_subjects,
+    raw_objects,
+    restricting,
+    through,
+    together,
+)
+from tests.support.peer import Answer, Peer
 from tests.support.threads import Background
 
 CHUNK, DESCRIPTION = b".C.", b".M."
@@ -83,6 +98,22 @@ def test_every_way_to_store_does_it_where_nobody_may_say_no_in_between(
     assert sent == [["C", "M"], ["C", "M"], ["C", "DIRECT"], ["C", "DIRECT"], ["C", "DIRECT"]]
 
 
+@pytest.mark.parametrize(("cluster", "along"), [("", ["M"]), ("c", [])])
+def test_cluster_which_may_store_it_before_the_chunk_gets_it_later(
+    sent: list[list[str]], cluster: str, along: list[str]
+) -> None:
+    def answer(subject: str, reply: str) -> Answer:
+        if subject == "$JS.API.STREAM.INFO.OBJ_b":
+            return {"config": {"name": "OBJ_b", "num_replicas": 3}, "state": {"last_seq": 0}}
+        if subject == "$JS.API.STREAM.MSG.GET.OBJ_b":
+            return {"error": {"code": 404, "err_code": 10037, "description": "no message found"}}
+        return {"stream": "OBJ_b", "seq": 2 if ".M." in subject else 1}
+
+    with Peer(answer, cluster=cluster) as peer, mono_sync.connect(peer.url) as connection:
+        assert connection.objects("b").put("k", b"v").revision == 2
+    assert sent == [["C", *along]]
+
+
 @pytest.mark.parametrize("after", [True, False])
 def test_it_is_stored_once_though_the_connection_breaks(
     cut: ObjectBucket, proxy: CutProxy, any_objects: ObjectBucket, after: bool
@@ -118,6 +149,59 @@ def test_it_finds_out_what_happened_though_somebody_else_writes_at_that_moment(
     assert is_whole(any_objects, b"theirs" if after else b"mine")
 
 
+@pytest.mark.parametrize("if_match", [None, 0])
+def test_its_chunk_goes_again_where_somebody_else_has_stored_the_object_meanwhile(
+    cut: ObjectBucket, proxy: CutProxy, any_objects: ObjectBucket, monkeypatch: pytest.MonkeyPatch, if_match: int | None
+) -> None:
+    proxy.cut_at(DESCRIPTION, after=False)
+    end_last = Sink.end_last
+
+    def somebody_else_writes_first(*arguments: Any) -> None:
+        monkeypatch.undo()
+        any_objects.put("k", b"theirs")
+        end_last(*arguments)
+
+    monkeypatch.setattr(Sink, "end_last", somebody_else_writes_first)
+    with contextlib.nullcontext() if if_match is None else pytest.raises(ObjectExistsError):
+        cut.put("k", b"mine", if_match=if_match)
+    assert is_whole(any_objects, b"mine" if if_match is None else b"theirs")
+
+
+def test_it_is_stored_alone_where_something_else_has_come_behind_its_chunk_meanwhile(
+    cut: ObjectBucket, proxy: CutProxy, any_objects: ObjectBucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proxy.cut_at(DESCRIPTION, after=False)
+    end_last = Sink.end_last
+
+    def somebody_else_writes_then(*arguments: Any) -> None:
+        monkeypatch.undo()
+        end_last(*arguments)
+        any_objects.put("other", b"theirs")
+
+    monkeypatch.setattr(Sink, "end_last", somebody_else_writes_then)
+    assert cut.put("k", b"mine") == any_objects.stat("k")
+    assert any_objects.get("k") == b"mine"
+    assert list(chunk_subjects(any_objects).values()) == [1, 1]
+
+
+def test_chunk_goes_again_where_an_interrupt_comes_before_the_refusal(
+    any_objects: ObjectBucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_clean_up, "LEAST", 20.0)
+    any_objects.put("k", b"old")
+    hear, first = Sink._hear, iter([True])
+
+    def interrupt_first(*arguments: Any) -> bool:
+        if next(first, False):
+            raise KeyboardInterrupt
+        return hear(*arguments)
+
+    monkeypatch.setattr(Sink, "_hear", interrupt_first)
+    with pytest.raises(KeyboardInterrupt):
+        any_objects.put("k", b"new")
+    assert is_whole(any_objects, b"old")
+
+
 def test_nothing_but_its_chunk_comes_right_before_it(
     any_objects: ObjectBucket, monkeypatch: pytest.MonkeyPatch, sent: list[list[str]]
 ) -> None:
@@ -143,6 +227,28 @@ def test_it_takes_the_place_of_nothing(any_objects: ObjectBucket, sent: list[lis
     assert is_whole(any_objects, b"old")
 
 
+def test_it_takes_the_place_of_no_other_version_than_that_of_the_condition(
+    any_objects: ObjectBucket, sent: list[list[str]]
+) -> None:
+    old = any_objects.put("k", b"old")
+    any_objects.reset()
+    with pytest.raises(RevisionMismatchError):
+        any_objects.put("k", b"new", if_match=old)
+    assert [along[1:] for along in sent] == [["M"], ["DIRECT"]]
+    assert any_objects.status().messages == 0
+
+
+def test_bucket_without_room_for_the_chunk_gets_no_description_either(
+    any_new_objects: NewObjects, sent: list[list[str]]
+) -> None:
+    objects = any_new_objects(max_bytes=100_000)
+    with pytest.raises(BucketFullError):
+        objects.put("k", bytes(100_000))
+    assert sent == [["C", "M"]]
+    assert not objects.exists("k")
+    assert objects.status().messages == 0
+
+
 def test_it_is_not_known_what_happened_when_no_answer_comes_in_time(
     cut: ObjectBucket, proxy: CutProxy, any_objects: ObjectBucket
 ) -> None:
@@ -150,26 +256,6 @@ def test_it_is_not_known_what_happened_when_no_answer_comes_in_time(
     with pytest.raises(OutcomeUnknownError, match="storing object 'k' of bucket"):
         cut.put("k", b"mine", timeout=0.5)
     assert is_whole(any_objects, b"mine")  # this time it did
-
-
-def test_refusal_to_tell_what_happened_leaves_the_outcome_open(
-    any_objects: ObjectBucket, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    send = Sink.send_last
-
-    def lose_an_answer(sink: Sink, *arguments: Any) -> None:
-        send(sink, *arguments)
-        del sink.answers["described"]
-
-    def refuse(*_: object) -> bool:
-        raise JetStreamAPIError(500, 10000, "not now")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Sink, "send_last", lose_an_answer)
-        patch.setattr(Sink, "is_whole", refuse)
-        with pytest.raises(OutcomeUnknownError, match="not now"):
-            any_objects.put("k", b"mine")
-    assert is_whole(any_objects, b"mine")
 
 
 def test_closing_the_connection_leaves_all_of_it_or_nothing(
@@ -323,8 +409,9 @@ def test_put_does_not_take_the_refusal_of_another_name_for_its_own(run_nats_serv
         other.result()
 
 
+@pytest.mark.parametrize("denied", ["$O.b.M.>", "$O.b.C.>", "$JS.API.STREAM.INFO.OBJ_b"])
 def test_permission_that_goes_away_while_it_is_found_out_leaves_the_outcome_open(
-    run_nats_server: RunNatsServer, monkeypatch: pytest.MonkeyPatch
+    run_nats_server: RunNatsServer, monkeypatch: pytest.MonkeyPatch, denied: str
 ) -> None:
     server = run_nats_server(restricting("nothing"))
     end_last = Sink.end_last
@@ -332,7 +419,7 @@ def test_permission_that_goes_away_while_it_is_found_out_leaves_the_outcome_open
     def restrict(*arguments: Any) -> None:
         wait_until(lambda: objects.exists("k"), "it is stored")
         server.kill()
-        server.configure(restricting("$O.b.M.>"))
+        server.configure(restricting(denied))
         server.start()
         end_last(*arguments)
 
@@ -348,6 +435,42 @@ def test_permission_that_goes_away_while_it_is_found_out_leaves_the_outcome_open
         with pytest.raises(OutcomeUnknownError, match="no permission"):
             limited.objects("b").put("k", b"mine")
         assert is_whole(objects, b"mine")
+
+
+@pytest.mark.parametrize("lost", [["last", "described"], ["described"]])
+def test_server_that_refuses_to_tell_leaves_the_outcome_open(
+    any_objects: ObjectBucket, monkeypatch: pytest.MonkeyPatch, lost: list[str]
+) -> None:
+    send = Sink.send_last
+
+    def send_and_lose(sink: Sink, *arguments: Any) -> None:
+        send(sink, *arguments)
+        for tag in lost:
+            del sink.answers[tag]
+
+    def refuse(*_: object) -> bool:
+        raise JetStreamAPIError(500, 10001, "not now")
+
+    monkeypatch.setattr(Sink, "send_last", send_and_lose)
+    monkeypatch.setattr(Sink, "is_whole", refuse)
+    with pytest.raises(OutcomeUnknownError, match="not now"):
+        any_objects.put("k", b"mine")
+    assert is_whole(any_objects, b"mine")
+
+
+def test_bucket_that_is_deleted_while_it_is_found_out_is_named(
+    cut: ObjectBucket, proxy: CutProxy, any_objects: ObjectBucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proxy.cut_at(DESCRIPTION, after=True)
+    end_last = Sink.end_last
+
+    def delete_first(*arguments: Any) -> None:
+        raw_objects(any_objects).delete()
+        end_last(*arguments)
+
+    monkeypatch.setattr(Sink, "end_last", delete_first)
+    with pytest.raises(BucketNotFoundError, match=any_objects.name):
+        cut.put("k", b"mine")
 
 
 # --- many at once

@@ -25,9 +25,10 @@ from mono_sync import (
     ObjectInfo,
     OperationTimeoutError,
     OutcomeUnknownError,
+    UploadLostError,
 )
 from mono_sync._durations import Deadline
-from mono_sync.connection import Inbox
+from mono_sync.connection import ExactlyOnce, Inbox, Write
 from mono_sync.server import EmbeddedServer
 from mono_sync.storage.objects import _clean_up, _sink
 from mono_sync.storage.objects._source import Source
@@ -242,6 +243,24 @@ def test_put_whose_answer_does_not_come_keeps_the_chunks_of_what_may_be_stored(
     assert objects.get("k") == _version(1, 3 * CHUNK)
 
 
+def test_put_whose_time_is_up_right_before_its_last_step_is_known_not_to_be_stored(
+    objects: ObjectBucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, carry_out = objects.put("k", b"old"), ExactlyOnce.carry_out
+
+    def too_late(writer: ExactlyOnce, write: Write, deadline: Deadline, **options: Any) -> int:
+        wait_until(lambda: deadline.expired, "the time is up")
+        return carry_out(writer, write, deadline, **options)
+
+    monkeypatch.setattr(ExactlyOnce, "carry_out", too_late)
+    objects._sinks.expects_new = False  # else it would have no such step
+    with pytest.raises(OperationTimeoutError) as caught:
+        objects.put("k", bytes(3 * CHUNK), timeout=0.5)
+    assert not caught.value.sent
+    assert objects.stat("k") == old
+    assert list(chunk_subjects(objects).values()) == [1]
+
+
 @pytest.mark.parametrize("after", [True, False])
 def test_delete_that_loses_its_connection_deletes(
     cut: ObjectBucket, proxy: CutProxy, objects: ObjectBucket, after: bool
@@ -329,6 +348,32 @@ def test_chunks_are_removed_only_after_the_last_one_under_way_has_arrived(
         assert removed.is_set()
 
 
+def test_chunks_that_arrive_behind_their_removal_are_removed_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_clean_up, "LEAST", 1.0)
+    under_way: list[str] = []
+    calls: list[str] = []
+
+    def answer(subject: str, reply: str) -> Answer | None:
+        if subject == "$JS.API.STREAM.INFO.OBJ_b":
+            return {"config": {"name": "OBJ_b", "num_replicas": 1}, "state": {"last_seq": 0}}
+        if subject == "$JS.API.STREAM.PURGE.OBJ_b":
+            calls.append("removal")
+            if under_way:
+                calls.append("chunk")
+                peer.reply(under_way.pop(), {"stream": "OBJ_b", "seq": 4})
+            return {"purged": 1}
+        calls.append("sent")
+        if len(calls) < 4:
+            return {"stream": "OBJ_b", "seq": len(calls)}
+        under_way.append(reply)
+        return None
+
+    with Peer(answer) as peer, mono_sync.connect(peer.url) as connection:
+        with pytest.raises(OperationTimeoutError):
+            connection.objects("b").put("k", bytes(5 * CHUNK), timeout=0.5)
+        assert calls == ["sent"] * 4 + ["removal", "chunk", "removal"]
+
+
 @pytest.mark.parametrize("code", [10008, 10158])
 def test_chunks_that_a_cluster_refuses_for_the_moment_are_all_sent_once_more(code: int) -> None:
     """10158: the chunk is under way already, as when it is sent again after an election."""
@@ -359,6 +404,42 @@ def test_chunks_that_a_cluster_refuses_for_the_moment_are_all_sent_once_more(cod
     with Peer(answer, cluster="c") as peer, mono_sync.connect(peer.url) as connection:
         assert connection.objects("b").put("k", bytes(5 * CHUNK)).chunks == 5
     assert len(sent) == 4 + 4 + 1
+
+
+@pytest.mark.parametrize("sequences", [[2, 1], [1, 1]])
+def test_nothing_is_built_on_chunks_that_were_not_stored_one_behind_the_other(sequences: list[int]) -> None:
+    asked = list[str]()
+
+    def answer(subject: str, reply: str) -> Answer | None:
+        if subject == "$JS.API.STREAM.INFO.OBJ_b":
+            return {"config": {"name": "OBJ_b", "num_replicas": 1}, "state": {"last_seq": 0}}
+        asked.append(subject)
+        return {"purged": 2} if "PURGE" in subject else {"stream": "OBJ_b", "seq": sequences[len(asked) - 1]}
+
+    with Peer(answer) as peer, mono_sync.connect(peer.url) as connection:
+        with pytest.raises(UploadLostError, match="chunk 1 was stored out of turn"):
+            connection.objects("b").put("k", bytes(3 * CHUNK))
+        assert len(asked) == 3
+
+
+@pytest.mark.parametrize("refused", [{"description"}, {"chunk", "description"}])
+def test_new_object_that_a_server_refuses_for_the_moment_is_stored_with_the_next_attempt(refused: set[str]) -> None:
+    asked = list[str]()
+
+    def answer(subject: str, reply: str) -> Answer | None:
+        call = subject.removeprefix("$JS.API.STREAM.")
+        if call == "INFO.OBJ_b":
+            return {"config": {"name": "OBJ_b", "num_replicas": 1}, "state": {"last_seq": 0}}
+        if call == "MSG.GET.OBJ_b":
+            return {"error": {"code": 404, "err_code": 10037, "description": "no message found"}}
+        asked.append("description" if META in subject.encode() else "chunk")
+        if len(asked) <= 2 and asked[-1] in refused:
+            return {"error": {"code": 429, "err_code": 10167, "description": "too many requests"}}
+        return {"stream": "OBJ_b", "seq": len(asked)}
+
+    with Peer(answer) as peer, mono_sync.connect(peer.url) as connection:
+        assert connection.objects("b").put("k", b"v").revision == len(asked)
+    assert asked == ["chunk", "description", *sorted(refused)]
 
 
 def test_chunks_that_were_lost_with_their_bucket_are_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,8 +26,9 @@ from mono_sync import (
     OperationTimeoutError,
     StorageError,
 )
-from mono_sync.connection import Delivery, _delivery
-from mono_sync.storage.objects import _source
+from mono_sync.adapter import Message
+from mono_sync.connection import Delivery, Inbox, _delivery
+from mono_sync.storage.objects import _reader, _source
 from mono_sync.storage.objects._source import Source
 from tests.fixtures.servers import RunNatsServer
 from tests.fixtures.waiting import wait_until
@@ -35,6 +36,7 @@ from tests.storage.conftest import NewObjects
 from tests.storage.foreign import ForeignUpload, upload
 from tests.storage.helpers import CutProxy, raw_objects, together
 from tests.support.signals import Stop
+from tests.support.steps import Signalled
 from tests.support.threads import Background
 
 CHUNK = 128 * 1024
@@ -155,6 +157,28 @@ def test_message_that_was_lost_on_its_way_is_read_again(
         assert _read_in_pieces(reader) == CONTENT
 
 
+def test_message_that_never_arrives_is_read_again(any_objects: ObjectBucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    _store(any_objects)
+    take, arrived, lost = Inbox.take, list[Message](), list[Message]()
+
+    def lost_now_and_then(self: Inbox) -> Message | None:
+        message = take(self)
+        if message is not None:
+            arrived.append(message)
+            if len(arrived) % 7 == 0:
+                lost.append(message)
+                return take(self)
+        return message
+
+    with any_objects.open("k") as reader:
+        assert reader.read(10) == CONTENT[:10]
+        with monkeypatch.context() as patch:
+            patch.setattr(Inbox, "take", lost_now_and_then)
+            assert reader.read(30_000) == CONTENT[10:30_010]
+        assert lost
+        assert reader.read() == CONTENT[30_010:]
+
+
 # --- time
 
 
@@ -265,6 +289,27 @@ def test_interrupts_at_any_moment_cost_no_byte(any_objects: ObjectBucket) -> Non
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, previous)
     assert found == CONTENT
+
+
+def test_read_that_is_interrupted_at_any_moment_costs_no_byte(objects: ObjectBucket) -> None:
+    content, position = CONTENT[: 5 * SMALL], 0
+    _store(objects, content)
+
+    def stop() -> None:
+        raise Stop
+
+    for moment in itertools.count(1):
+        with objects.open("k") as reader:
+            assert reader.read(10) == content[:10]
+            with suppress(Stop), Signalled(moment, stop, [_delivery, _source, _reader]) as signalled:
+                reader.read(3 * SMALL)
+            assert reader.tell() in (10, 10 + 3 * SMALL)
+            position = reader.tell()
+            assert reader.read() == content[position:]
+        if not signalled.happened:
+            break
+    assert moment > 50  # all moments; how many there are depends on the interpreter
+    assert position == 10 + 3 * SMALL
 
 
 # --- the version is gone

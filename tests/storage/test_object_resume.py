@@ -235,9 +235,18 @@ def test_upload_of_which_all_is_there_has_as_little_time_for_its_last_step_as_ot
         left.append(deadline.remaining or math.inf)
         return commit(self, meta, newest, deadline, *arguments, **firm)
 
+    compared = threading.Event()
+
+    class Slow(io.BytesIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            if not compared.is_set():
+                compared.wait(0.5)
+                compared.set()
+            return super().read(size)
+
     monkeypatch.setattr(Commit, "commit", note)
-    objects.put_reader("k", io.BytesIO(CONTENT), resume="t", timeout=None)
-    assert left[0] < _upload.COMMIT_TIME
+    objects.put_reader("k", Slow(CONTENT), resume="t", timeout=None)
+    assert left[0] < _upload.COMMIT_TIME - 0.5  # it counts from when the last chunk was stored
     assert objects.get("k") == CONTENT
 
 
@@ -352,6 +361,25 @@ def test_nothing_is_built_on_chunks_that_another_upload_of_one_text_has_describe
         objects.put_reader("k", io.BytesIO(CONTENT), resume="t", progress=be_overtaken)
     assert told == [len(CONTENT)]
     assert objects.get("k", b"none") in (b"newer", b"none")
+    objects.put_reader("k", io.BytesIO(CONTENT), resume="t")
+    assert objects.get("k") == CONTENT
+
+
+def test_upload_of_one_text_does_not_begin_on_top_of_what_another_one_has_begun_meanwhile(
+    objects: ObjectBucket,
+) -> None:
+    began = threading.Event()
+
+    class Nested(io.BytesIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            if not began.is_set():
+                began.set()
+                interrupt(objects, 3 * CHUNK)
+            return super().read(size)
+
+    with pytest.raises(UploadLostError):
+        objects.put_reader("k", Nested(CONTENT), resume="t")
+    assert list(chunk_subjects(objects).values()) == [2]
     objects.put_reader("k", io.BytesIO(CONTENT), resume="t")
     assert objects.get("k") == CONTENT
 

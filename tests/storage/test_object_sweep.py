@@ -27,8 +27,11 @@ from mono_sync import (
     OperationTimeoutError,
     UploadLostError,
 )
+from mono_sync._durations import Deadline
 from mono_sync.connection import Inbox, StoredMessage
 from mono_sync.storage.objects import _sink, _sweep, _upload
+from mono_sync.storage.objects._at_once import AtOnce
+from mono_sync.storage.objects._committing import Commit
 from mono_sync.storage.objects._sweep import GIVEN_UP, Sweep
 from tests.fixtures.processes import Program
 from tests.fixtures.servers import RunNatsServer
@@ -184,6 +187,27 @@ def test_object_that_the_first_look_has_missed_keeps_its_chunks_and_loses_the_ma
 
 
 # --- uploads under way
+
+
+def test_upload_that_goes_on_right_before_it_would_be_marked_is_let_alone(
+    any_objects: ObjectBucket, no_grace: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look, looks = Sweep._newest, list[int]()
+    with any_objects.open("k", "wb") as writer:
+        writer.write(content(1))
+        writer.flush()
+
+        def look_and_go_on(self: Sweep, name: str) -> StoredMessage | None:
+            found = look(self, name)
+            looks.append(sum(chunk_subjects(any_objects).values()))
+            writer.write(content(2))
+            writer.flush()
+            return found
+
+        monkeypatch.setattr(Sweep, "_newest", look_and_go_on)
+        assert any_objects.sweep(older_than=0) == 0
+    assert looks == [1]
+    assert any_objects.get("k") == content(1) + content(2)
 
 
 def test_upload_that_was_given_up_fails_and_says_so(objects: ObjectBucket, no_grace: None) -> None:
@@ -345,6 +369,28 @@ def test_no_sweep_takes_the_last_chunk_of_an_upload_that_is_about_to_end(
 
 def test_the_last_step_takes_far_less_time_than_a_sweep_lets_chunks_alone() -> None:
     assert 4 * max(_upload.COMMIT_TIME, _sink.STALE) <= _sweep._LEAST_GRACE.total_seconds()
+
+
+@pytest.mark.parametrize("options", [{}, {"resume": "t"}])
+@pytest.mark.parametrize("size", [5, SIZE])
+@pytest.mark.parametrize("is_new", [True, False])
+def test_the_last_step_has_no_more_time_than_that_however_much_the_upload_has(
+    objects: ObjectBucket, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], size: int, is_new: bool
+) -> None:
+    commit, conclude, left = Commit.commit, AtOnce.conclude, list[float | None]()
+
+    def note(step: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        left.extend(argument.remaining for argument in arguments if isinstance(argument, Deadline))
+        return step(*arguments, **options)
+
+    monkeypatch.setattr(Commit, "commit", lambda *arguments, **options: note(commit, *arguments, **options))
+    monkeypatch.setattr(AtOnce, "conclude", lambda *arguments: note(conclude, *arguments))
+    objects._sinks.expects_new = is_new
+    objects.put_reader("k", io.BytesIO(content(1, size)), timeout=None, **options)
+    assert len(left) == 1
+    assert left[0] is not None
+    assert left[0] <= _upload.COMMIT_TIME
+    assert objects.get("k") == content(1, size)
 
 
 STALE, COMMIT_TIME, GRACE = 0.25, 0.5, 2.0

@@ -15,14 +15,14 @@ from typing import Any
 import pytest
 
 from mono_sync import ObjectBucket, ObjectWriter
-from mono_sync.storage.objects import _committing, _lone_stream, _sink, _upload, _writer, _writing
+from mono_sync.storage.objects import _at_once, _committing, _lone_stream, _sink, _sinks, _upload, _writer, _writing
 from tests.storage.helpers import chunk_subjects
 from tests.support.signals import Stop, Storm
 from tests.support.steps import Signalled
 
 CHUNK = 128 * 1024
 CONTENT = random.Random(1).randbytes(CHUNK + 5)
-MODULES = [contextlib, _committing, _lone_stream, _sink, _upload, _writer, _writing]
+MODULES = [contextlib, _at_once, _committing, _lone_stream, _sink, _sinks, _upload, _writer, _writing]
 
 UNCLOSED = pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")  # a stream that did not get to its ``with``
 UNRAISABLE = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # also if its end is hit

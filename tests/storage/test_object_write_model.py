@@ -11,7 +11,15 @@ from typing import ClassVar, Literal
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    consumes,
+    initialize,
+    invariant,
+    rule,
+    run_state_machine_as_test,
+)
 
 from mono_sync import (
     Connection,
@@ -121,8 +129,18 @@ class Model(RuleBasedStateMachine):
 
     # --- streams
 
+    @initialize(target=streams, name=NAMES, mode=MODES, size=SIZES)
+    def begin(self, name: str, mode: Literal["wb", "xb"], size: int) -> Writing:
+        """Have one from the beginning: most runs would not come to it."""
+        writing = self._open(name, mode, matching=False)
+        self.write(writing, size)
+        return writing
+
     @rule(target=streams, name=NAMES, mode=MODES, matching=st.booleans())
     def open_stream(self, name: str, mode: Literal["wb", "xb"], matching: bool) -> Writing:
+        return self._open(name, mode, matching=matching)
+
+    def _open(self, name: str, mode: Literal["wb", "xb"], *, matching: bool) -> Writing:
         there = self.stored.get(name)
         if "x" in mode and there is not None:
             with pytest.raises(ObjectExistsError) as caught:
