@@ -10,7 +10,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -139,6 +139,32 @@ def test_upload_that_is_interrupted_at_any_moment_but_the_last_step_leaves_no_ch
             objects.reset()
     assert moment > 50  # all moments; how many there are depends on the interpreter
     assert objects.get("k") is not None
+
+
+@UNRAISABLE
+@pytest.mark.parametrize("mode", ["wb", "w"])
+def test_close_that_is_interrupted_at_any_moment_stores_all_or_nothing(
+    objects: ObjectBucket, mode: Literal["wb", "w"], caplog: pytest.LogCaptureFixture
+) -> None:
+    objects.put("k", b"old")
+    for moment in itertools.count(1):
+        gc.collect()
+        stream: Any = objects.open("k", mode) if mode == "wb" else objects.open("k", mode, encoding="latin-1")
+        for part in (CONTENT[:CHUNK], CONTENT[CHUNK:]):
+            stream.write(part if mode == "wb" else part.decode("latin-1"))
+        ctrl_c = CtrlC()
+        with contextlib.suppress(KeyboardInterrupt), Signalled(moment, ctrl_c, MODULES) as signalled:
+            stream.close()
+        stream.abort()
+        assert objects.get("k") in (b"old", CONTENT)
+        assert ctrl_c.too_late or not left_behind(objects, caplog.text)
+        if not signalled.happened:
+            break
+        if ctrl_c.too_late:
+            objects.reset()
+            objects.put("k", b"old")
+    assert moment > 50  # all moments; how many there are depends on the interpreter
+    assert objects.get("k") == CONTENT
 
 
 @UNCLOSED

@@ -301,17 +301,21 @@ class TextObjectWriter(io.TextIOWrapper):
             raise
 
     def close(self) -> None:
-        """Make what was written the object, as `ObjectWriter.close` does. Idempotent."""
-        before = self._binary._failure  # noqa: SLF001  # the other half of this stream
-        try:
-            super().close()
-        except StorageError as error:
-            failure = self._binary._failure  # noqa: SLF001
-            if before is not None or failure is None or failure is error:
-                raise
-        else:
+        """Make what was written the object, as `ObjectWriter.close` does. Idempotent.
+
+        `io.TextIOWrapper.close` would close the binary stream also where an interrupt kept it from passing on the rest.
+        """
+        if self.closed:
             return
-        raise failure  # of the flush: `io.TextIOWrapper` closes the binary stream all the same, which then says less
+        binary = self._binary
+        binary._check_usable()  # noqa: SLF001  # the other half of this stream
+        try:
+            if binary._failure is None:  # noqa: SLF001  # else nothing is stored in any case
+                self.flush()
+            binary.close()
+        except BaseException as error:
+            binary._abort(error)  # noqa: SLF001
+            raise
 
     def abort(self) -> None:
         """End the stream without storing anything. Idempotent, and nothing after `close`."""
