@@ -1,12 +1,125 @@
-"""The end of streams that write objects."""
+"""The end of streams that write objects: a `close` that fails has closed them, as that of a file has."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import gc
+import io
+from typing import Any, Literal, cast
 
 import pytest
 
-from mono_sync import ObjectBucket, ObjectWriter, StorageError
+import mono_sync
+from mono_sync import (
+    BucketFullError,
+    FSBucketConfig,
+    ObjectBucket,
+    ObjectExistsError,
+    ObjectWriter,
+    OutcomeUnknownError,
+    StorageError,
+)
+from tests.fixtures.servers import RunNatsServer
+from tests.fixtures.waiting import wait_until
+from tests.storage.conftest import NewObjects
+from tests.storage.helpers import chunk_subjects
+
+CHUNK = 128 * 1024
+
+
+def beaten(objects: ObjectBucket, mode: Literal["xb", "x"]) -> Any:
+    """Return a stream for an object that somebody else has stored meanwhile."""
+    stream: Any = objects.open("k", mode)
+    stream.write("x" if mode == "x" else b"x")
+    objects.put("k", b"theirs")
+    return stream
+
+
+@pytest.mark.parametrize("mode", ["xb", "x"])
+def test_close_that_fails_has_closed_the_stream(objects: ObjectBucket, mode: Literal["xb", "x"]) -> None:
+    stream = beaten(objects, mode)
+    with pytest.raises(ObjectExistsError):
+        stream.close()
+    assert stream.closed
+    assert stream.info is None
+    stream.close()
+    stream.abort()
+    with pytest.raises(ValueError, match="closed"):
+        stream.write("y" if mode == "x" else b"y")
+    assert objects.get("k") == b"theirs"
+    assert len(chunk_subjects(objects)) == 1
+
+
+@pytest.mark.parametrize("mode", ["xb", "x"])
+def test_with_has_nothing_to_add_where_its_close_failed_and_was_caught(
+    objects: ObjectBucket, mode: Literal["xb", "x"]
+) -> None:
+    with beaten(objects, mode) as stream, pytest.raises(FileExistsError):
+        stream.close()
+    assert objects.get("k") == b"theirs"
+
+
+def test_buffer_around_a_stream_that_failed_at_its_end_is_closed_too(objects: ObjectBucket) -> None:
+    """Else it is flushed once more when it is collected, which ``-X dev`` and pytest tell of."""
+    buffered = io.BufferedWriter(cast(io.RawIOBase, beaten(objects, "xb")))
+    with pytest.raises(FileExistsError):
+        buffered.close()
+    assert buffered.closed
+    del buffered
+    gc.collect()
+
+
+@pytest.mark.parametrize("mode", ["wb", "w"])
+def test_after_an_unknown_outcome_nobody_says_that_nothing_was_stored(
+    run_nats_server: RunNatsServer, mode: Literal["wb", "w"]
+) -> None:
+    server = run_nats_server("jetstream: enabled")
+    with mono_sync.connect(server.url) as connection:
+        objects = connection.objects(FSBucketConfig("b", storage="memory"))
+        stream: Any = objects.open("k", mode, timeout=1)
+        stream.write("x" if mode == "w" else b"x")
+        server.pause()
+        with pytest.raises(OutcomeUnknownError):
+            stream.close()
+        server.resume()
+        assert stream.closed
+        stream.close()
+        wait_until(lambda: objects.exists("k"), "it is stored after all")
+
+
+def filled(new_objects: NewObjects, mode: Literal["wb", "w"]) -> tuple[ObjectBucket, Any, Any]:
+    """Return a bucket with an object, a stream that is to replace it, and more than there is room for."""
+    objects = new_objects(max_bytes=1_000_000)
+    objects.put("k", b"old")
+    return objects, objects.open("k", mode), "x" * 6_000_000 if mode == "w" else b"x" * 6_000_000
+
+
+@pytest.mark.parametrize("mode", ["wb", "w"])
+def test_with_that_swallowed_a_failed_write_does_not_look_successful(
+    new_objects: NewObjects, mode: Literal["wb", "w"]
+) -> None:
+    objects, stream, too_much = filled(new_objects, mode)
+
+    def write_and_go_on() -> None:
+        with stream:
+            with pytest.raises(BucketFullError):
+                stream.write(too_much)
+            assert not stream.closed
+
+    with pytest.raises(StorageError, match=r"was not stored, for a call before failed: bucket .* is full"):
+        write_and_go_on()
+    assert stream.closed
+    stream.close()
+    assert objects.get("k") == b"old"
+
+
+@pytest.mark.parametrize("mode", ["wb", "w"])
+def test_with_that_a_failed_write_ends_raises_what_that_did(new_objects: NewObjects, mode: Literal["wb", "w"]) -> None:
+    objects, stream, too_much = filled(new_objects, mode)
+    with pytest.raises(BucketFullError), stream:
+        stream.write(too_much)
+    assert stream.closed
+    stream.close()
+    assert objects.get("k") == b"old"
 
 
 @pytest.mark.parametrize("mode", ["wb", "w"])

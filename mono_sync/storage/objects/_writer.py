@@ -98,8 +98,11 @@ class ObjectWriter(LoneStream):
     def close(self) -> None:
         """Make what was written the object, and return when it can be seen. Idempotent.
 
+        As with a file, the stream is closed also where this fails; only a call that is refused, in another process or
+        while another thread is in the stream, leaves it as it was.
+
         Raises:
-            StorageError: a call before has failed; nothing was stored.
+            StorageError: a call before has failed, and nothing was stored; or another thread is in the stream.
             ObjectExistsError: with mode ``"xb"``: there is an object meanwhile.
             RevisionMismatchError: it is not at the revision ``if_match``.
             BucketFullError: the bucket's limit is reached.
@@ -112,16 +115,16 @@ class ObjectWriter(LoneStream):
             ConnectionClosedError: the connection was closed; where that was in the last step, it may be stored.
             ForkedError: the stream belongs to the parent process.
         """
-        if self._closed:
-            return
         if self._abandoned:
             self._closed = True
+        if self._closed:
             return
-        failure = self._failure
-        if failure is not None:
-            self._end(failure)
-            raise StorageError(f"object {self.name!r} was not stored, for a call before failed: {failure}") from failure
-        self._work(self._finish)
+        self._check_usable()
+        try:
+            self._store()
+        except BaseException as error:
+            self._abort(error)  # where an interrupt has come before the end did
+            raise
 
     def abort(self) -> None:
         """End the stream without storing anything; what was written is removed, what was there before stays.
@@ -141,8 +144,7 @@ class ObjectWriter(LoneStream):
             if error is None:
                 self.close()
         except BaseException as failure:
-            if self._failure is None:  # interrupted before it did anything
-                self._abort(failure)
+            self._abort(failure)  # where an interrupt has come before `close` did anything
             raise
         if error is not None:
             self._abort(error)
@@ -188,12 +190,22 @@ class ObjectWriter(LoneStream):
     def _deadline(self) -> Deadline:
         return Deadline.of(self._timeout, None)
 
+    def _store(self) -> None:
+        """Store all as the object, unless something of it is lost."""
+        failure = self._failure
+        if failure is not None:
+            self._end(failure)
+            raise StorageError(f"object {self.name!r} was not stored, for a call before failed: {failure}") from failure
+        self._work(self._finish)
+
     def _finish(self, deadline: Deadline) -> None:
-        if self._buffer:
-            self._upload.add(bytes(self._buffer), deadline)
-            self._buffer.clear()
-        self._info = self._upload.finish(deadline)
-        self._closed = True
+        try:
+            if self._buffer:
+                self._upload.add(bytes(self._buffer), deadline)
+                self._buffer.clear()
+            self._info = self._upload.finish(deadline)
+        finally:
+            self._closed = True
 
     @alone
     def _work(self, step: Callable[[Deadline], None]) -> None:
@@ -328,8 +340,7 @@ class TextObjectWriter(io.TextIOWrapper):
             if error is None:
                 self.close()
         except BaseException as failure:
-            if self._binary._failure is None:  # noqa: SLF001  # the other half of this stream
-                self._binary._abort(failure)  # noqa: SLF001
+            self._binary._abort(failure)  # noqa: SLF001  # the other half of this stream
             raise
         if error is not None:
             self._binary._abort(error)  # noqa: SLF001
