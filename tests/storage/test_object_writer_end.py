@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import io
+from collections.abc import Callable
 from typing import Any, Literal, cast
 
 import pytest
@@ -134,3 +135,51 @@ def test_close_that_is_refused_because_another_thread_is_in_the_stream_changes_n
     assert not stream.closed
     stream.close()
     assert objects.get("k") == b"whole"
+
+
+# --- text streams that are detached
+
+
+def test_detached_binary_stream_is_stored_without_the_text_stream(objects: ObjectBucket) -> None:
+    lines = objects.open("k", "w")
+    lines.write("ü")
+    with io.TextIOWrapper(lines.detach(), encoding="latin-1") as others:
+        others.write("ü")
+    assert objects.get("k") == "ü".encode() + "ü".encode("latin-1")
+
+
+def test_with_of_a_text_stream_that_was_detached_ends_as_that_of_a_file(objects: ObjectBucket) -> None:
+    def detach_in_a_with() -> None:
+        with objects.open("k", "w") as lines:
+            lines.write("whole")
+            lines.detach().close()
+
+    with pytest.raises(ValueError, match=r"^underlying buffer has been detached$") as caught:
+        detach_in_a_with()
+    assert caught.value.__context__ is None
+    assert objects.get("k") == b"whole"
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda lines: lines.write("x"),
+        lambda lines: lines.flush(),
+        lambda lines: lines.close(),
+        lambda lines: lines.abort(),
+        lambda lines: lines.info,
+        lambda lines: lines.detach(),
+        lambda lines: lines.__enter__(),
+    ],
+    ids=["write", "flush", "close", "abort", "info", "detach", "with"],
+)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_calls_of_a_text_stream_that_was_detached_are_refused_as_those_of_a_file(
+    objects: ObjectBucket, encoding: str, call: Callable[[Any], object]
+) -> None:
+    lines = objects.open("k", "w", encoding=encoding)
+    binary = lines.detach()
+    with pytest.raises(ValueError, match=r"^underlying buffer has been detached$"):
+        call(lines)
+    binary.close()
+    assert objects.get("k") == b""

@@ -305,11 +305,11 @@ class TextObjectWriter(io.TextIOWrapper):
 
     def flush(self) -> None:
         """Wait until the server has acknowledged what can be sent, as `ObjectWriter.flush` does."""
+        binary = self._binary
         try:
             super().flush()
         except BaseException as error:
-            if not self.closed:
-                self._binary._spoil(error)  # noqa: SLF001  # the other half of this stream
+            binary._spoil(error)  # noqa: SLF001  # the other half of this stream
             raise
 
     def close(self) -> None:
@@ -340,7 +340,8 @@ class TextObjectWriter(io.TextIOWrapper):
             if error is None:
                 self.close()
         except BaseException as failure:
-            self._binary._abort(failure)  # noqa: SLF001  # the other half of this stream
+            if self.buffer is not None:  # else it is detached, which `close` has said
+                self._binary._abort(failure)  # noqa: SLF001  # the other half of this stream
             raise
         if error is not None:
             self._binary._abort(error)  # noqa: SLF001
@@ -351,5 +352,6 @@ class TextObjectWriter(io.TextIOWrapper):
     @property
     def _binary(self) -> ObjectWriter:
         binary = self.buffer
-        assert isinstance(binary, ObjectWriter)
+        if not isinstance(binary, ObjectWriter):
+            raise ValueError("underlying buffer has been detached")  # noqa: TRY004  # as `io.TextIOWrapper` says
         return binary
