@@ -108,6 +108,8 @@ def test_str_is_refused_and_the_stream_stays_of_use(objects: ObjectBucket) -> No
     with opened(objects) as writer:
         with pytest.raises(TypeError, match=r"bytes-like .* call .encode\(\), or open with mode 'w'"):
             writer.write("text")  # type: ignore[arg-type]
+        with pytest.raises(TypeError):
+            writer.write(5)  # type: ignore[arg-type]
         writer.write(b"bytes")
     assert objects.get("k") == b"bytes"
 
@@ -602,6 +604,8 @@ def test_text_that_cannot_be_encoded_is_refused_and_the_rest_is_stored(objects: 
         lines.write("a")
         with pytest.raises(UnicodeEncodeError):
             lines.write("\ud800")
+        with pytest.raises(TypeError):
+            lines.write(b"bytes")  # type: ignore[arg-type]
         lines.write("b")
     assert objects.get("k") == b"ab"
 

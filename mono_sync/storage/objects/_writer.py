@@ -24,8 +24,9 @@ class ObjectWriter(LoneStream):
     """A binary stream whose content becomes an object when it is closed. One thread at a time.
 
     `close`, also by a ``with`` that ends well, makes the object visible as a whole. An exception in the ``with``,
-    `abort`, or an exception in any call of the stream itself leaves what was there before, and removes what was
-    written. A stream that is never closed stores nothing.
+    `abort`, or a call of the stream itself that fails leaves what was there before, and removes what was written; see
+    `close` for when that is not known. A call that is refused, for its argument or because another thread is in the
+    stream, takes nothing and does not count. A stream that is never closed stores nothing.
 
     ``timeout`` is for each call that waits, not for the whole life of the stream. Memory stays bounded.
 
@@ -61,7 +62,8 @@ class ObjectWriter(LoneStream):
     def write(self, data: Buffer, /) -> int:
         """Take all bytes of a bytes-like object, and return how many.
 
-        They are sent as soon as they fill a chunk. Raises what `close` raises; the stream is of no use then.
+        They are sent as soon as they fill a chunk. Raises what `close` raises; the stream is of no use then. What is
+        not bytes-like is refused, a str for example, and the stream stays of use.
         """
         if isinstance(data, str):
             raise TypeError("a bytes-like object is required, not 'str': call .encode(), or open with mode 'w'")
@@ -275,7 +277,10 @@ class TextObjectWriter(io.TextIOWrapper):
         return self._binary.info
 
     def write(self, text: str, /) -> int:
-        """Take a text, and return its length. Raises what `ObjectWriter.write` raises."""
+        """Take a text, and return its length. Raises what `ObjectWriter.write` raises.
+
+        What is no str, or cannot be encoded, is refused, and the stream stays of use.
+        """
         try:
             if not self._has_begun and isinstance(text, str):
                 self._begin(text)
