@@ -345,7 +345,9 @@ def test_stream_that_failed_once_is_of_no_use_and_its_close_says_that_nothing_is
     writer = opened(objects)
     with pytest.raises(BucketFullError):
         writer.write(content(6_000_000))
-    with pytest.raises(ValueError, match=r"of no use: bucket .* is full"):
+    with pytest.raises(
+        ValueError, match=r"the stream of object 'k' is of no use, for a call before failed: bucket .* is full"
+    ):
         writer.write(b"more")
     with pytest.raises(StorageError, match=r"object 'k' was not stored, for a call before failed: bucket .* is full"):
         writer.close()

@@ -137,6 +137,35 @@ def test_close_that_is_refused_because_another_thread_is_in_the_stream_changes_n
     assert objects.get("k") == b"whole"
 
 
+# --- what is said of a call before
+
+
+def test_stream_of_no_use_is_named_once(objects: ObjectBucket) -> None:
+    lines: Any = objects.open("k", "w")
+    lines.write("x" * CHUNK)
+    with lines.buffer._turn, pytest.raises(StorageError, match="in use: one thread at a time"):
+        lines.flush()
+    with pytest.raises(ValueError, match=r"of no use, for a call before failed: .* in use: one thread") as caught:
+        lines.flush()
+    assert str(caught.value).count("<ObjectWriter") == 1
+    lines.abort()
+
+
+def test_call_that_was_interrupted_before_is_told_of(objects: ObjectBucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(_deadline: object) -> None:
+        raise KeyboardInterrupt
+
+    stream: Any = objects.open("k", "wb")
+    stream.write(b"x")
+    monkeypatch.setattr(stream._upload, "flush", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        stream.flush()
+    with pytest.raises(ValueError, match="is of no use, for a call before failed: KeyboardInterrupt"):
+        stream.write(b"y")
+    with pytest.raises(StorageError, match="object 'k' was not stored, for a call before failed: KeyboardInterrupt"):
+        stream.close()
+
+
 # --- text streams that are detached
 
 

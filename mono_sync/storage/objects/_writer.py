@@ -197,7 +197,7 @@ class ObjectWriter(LoneStream):
         failure = self._failure
         if failure is not None:
             self._end(failure)
-            raise StorageError(f"object {self.name!r} was not stored, for a call before failed: {failure}") from failure
+            raise StorageError(f"object {self.name!r} was not stored, for {self._before}") from failure
         self._work(self._finish)
 
     def _finish(self, deadline: Deadline) -> None:
@@ -238,7 +238,12 @@ class ObjectWriter(LoneStream):
         if self._closed:
             raise ValueError(f"I/O operation on {self!r}")
         if self._failure is not None:
-            raise ValueError(f"{self!r} is of no use: {self._failure}")
+            raise ValueError(f"the stream of object {self.name!r} is of no use, for {self._before}")
+
+    @property
+    def _before(self) -> str:
+        """That a call has failed before; the error may name the stream by itself, and an interrupt says nothing."""
+        return f"a call before failed: {str(self._failure) or type(self._failure).__name__}"
 
 
 _WITH_MARK: Final = "utf-8-sig"
