@@ -21,7 +21,7 @@ CALLS = st.one_of(
     st.tuples(st.just("encoding"), st.sampled_from(ENCODINGS)),
     st.tuples(st.just("errors"), st.sampled_from(["strict", "replace"])),
     st.tuples(st.just("newline"), NEWLINES),
-    st.tuples(st.just("flush"), st.none()),
+    st.tuples(st.sampled_from(["flush", "tell"]), st.none()),
 )
 
 
@@ -29,8 +29,8 @@ def _call(stream: Any, call: tuple[str, Any]) -> object:
     match call:
         case ("write" | "writelines") as name, text:
             return getattr(stream, name)(text)
-        case "flush", _:
-            return stream.flush()
+        case ("flush" | "tell") as name, _:
+            return getattr(stream, name)()
         case name, value:
             return stream.reconfigure(**{name: value})
 
@@ -41,6 +41,7 @@ def _call(stream: Any, call: tuple[str, Any]) -> object:
 @example(encoding="utf-16", newline=None, calls=[("encoding", "utf-8"), ("write", "a")])
 @example(encoding="utf-8", newline=None, calls=[("encoding", "utf-16"), ("write", "a"), ("write", "b")])
 @example(encoding="utf-8-sig", newline=None, calls=[("write", "a"), ("errors", "replace"), ("write", "b")])
+@example(encoding="utf-16", newline="\r\n", calls=[("tell", None), ("write", "ü\n"), ("tell", None), ("tell", None)])
 def test_text_is_stored_as_in_a_file(
     objects: ObjectBucket, tmp_path: Path, encoding: str, newline: str | None, calls: list[tuple[str, Any]]
 ) -> None:

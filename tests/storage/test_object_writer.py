@@ -493,6 +493,14 @@ def test_text_is_encoded(objects: ObjectBucket) -> None:
     assert lines.info == objects.stat("k")
 
 
+def test_text_stream_tells_where_it_is_until_it_is_closed(objects: ObjectBucket) -> None:
+    with text(objects) as lines:
+        lines.write("ü\n" * CHUNK)
+        assert lines.tell() == 3 * CHUNK
+    with pytest.raises(ValueError, match="closed"):
+        lines.tell()
+
+
 def test_text_is_utf_8_where_nothing_else_is_said(objects: ObjectBucket) -> None:
     with text(objects) as lines:
         lines.write("ü")

@@ -194,13 +194,14 @@ def test_with_of_a_text_stream_that_was_detached_ends_as_that_of_a_file(objects:
     [
         lambda lines: lines.write("x"),
         lambda lines: lines.flush(),
+        lambda lines: lines.tell(),
         lambda lines: lines.close(),
         lambda lines: lines.abort(),
         lambda lines: lines.info,
         lambda lines: lines.detach(),
         lambda lines: lines.__enter__(),
     ],
-    ids=["write", "flush", "close", "abort", "info", "detach", "with"],
+    ids=["write", "flush", "tell", "close", "abort", "info", "detach", "with"],
 )
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
 def test_calls_of_a_text_stream_that_was_detached_are_refused_as_those_of_a_file(

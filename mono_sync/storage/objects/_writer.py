@@ -322,6 +322,11 @@ class TextObjectWriter(io.TextIOWrapper):
             binary._spoil(error)  # noqa: SLF001  # the other half of this stream
             raise
 
+    def tell(self) -> int:
+        """Return how many bytes have been written, after a `flush`."""
+        self.flush()
+        return self._binary.tell()
+
     def close(self) -> None:
         """Make what was written the object, as `ObjectWriter.close` does. Idempotent.
 
