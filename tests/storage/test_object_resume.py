@@ -99,6 +99,43 @@ def test_upload_is_gone_on_with_from_the_position_of_the_file(objects: ObjectBuc
     assert objects.get("k") == CONTENT
 
 
+def test_upload_that_fails_again_and_again_is_gone_on_with_from_the_same_file(objects: ObjectBucket) -> None:
+    failures = iter([OopsError(), KeyboardInterrupt(), OopsError()])
+
+    class FailsThrice(io.BytesIO):
+        reads = 0
+
+        def read(self, size: int | None = -1, /) -> bytes:
+            self.reads += 1
+            if self.reads % 9 == 0 and (failure := next(failures, None)) is not None:
+                raise failure
+            return super().read(size)
+
+    file = FailsThrice(b"head" + CONTENT)
+    file.seek(4)
+    failed = 0
+    while not objects.exists("k"):
+        try:
+            objects.put_reader("k", file, resume="t")
+        except (OopsError, KeyboardInterrupt):
+            failed += 1
+            assert file.tell() == 4
+    assert failed == 3
+    assert objects.get("k") == CONTENT
+
+
+def test_file_that_cannot_be_put_back_does_not_hide_why_the_upload_failed(objects: ObjectBucket) -> None:
+    class Broken(Failing):
+        def seek(self, offset: int, whence: int = 0, /) -> int:
+            if self.tell() >= 2 * CHUNK:
+                raise OSError("no way back")
+            return super().seek(offset, whence)
+
+    with pytest.raises(OopsError) as caught:
+        objects.put_reader("k", Broken(CONTENT, 2 * CHUNK), resume="t")
+    assert caught.value.__notes__ == ["the file could not be put back to position 0: OSError('no way back')"]
+
+
 def test_upload_whose_process_was_killed_is_gone_on_with(
     connection: Connection, objects: ObjectBucket, tmp_path: Path
 ) -> None:

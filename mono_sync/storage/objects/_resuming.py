@@ -7,7 +7,8 @@ import json
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Final, NamedTuple, Protocol
+from types import TracebackType
+from typing import Any, Final, NamedTuple, Protocol
 
 from mono_sync._durations import Deadline
 from mono_sync.connection import JetStream, Json, StoredMessage, parse_time
@@ -49,6 +50,31 @@ def check_seekable(fileobj: object, token: str) -> None:
     seekable: Callable[[], bool] | None = getattr(fileobj, "seekable", None)
     if seekable is None or not seekable():
         raise ValueError("an upload can be resumed only from a file that can seek")
+
+
+class PutBack:
+    """Puts a file back where it was where a ``with`` does not end well: the next attempt begins there.
+
+    Args:
+        fileobj: the file; None: there is nothing to put back.
+    """
+
+    def __init__(self, fileobj: Any) -> None:
+        self._file: Seekable | None = fileobj
+        self._start = 0 if fileobj is None else fileobj.tell()
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if error is None or self._file is None:
+            return
+        try:
+            self._file.seek(self._start)
+        except Exception as failure:  # a file may raise anything, and the first error says more
+            error.add_note(f"the file could not be put back to position {self._start}: {failure!r}")
 
 
 def name_of_chunks(bucket: str, key: str, token: str) -> str:

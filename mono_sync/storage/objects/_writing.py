@@ -24,7 +24,7 @@ from mono_sync.storage.objects._meta import (
 )
 from mono_sync.storage.objects._progress import Progress, Reporter
 from mono_sync.storage.objects._reading import Reading
-from mono_sync.storage.objects._resuming import Found, Resumption, check_seekable, name_of_chunks
+from mono_sync.storage.objects._resuming import Found, PutBack, Resumption, check_seekable, name_of_chunks
 from mono_sync.storage.objects._sink import ChunksLostError
 from mono_sync.storage.objects._sinks import Sinks
 from mono_sync.storage.objects._source_file import Chunks, Readable, check_readable, size_of
@@ -159,10 +159,11 @@ class Writing(Reading):
             resume: a text that stands for this upload, ``uuid.uuid4().hex`` for example; keep it until the call has
                 succeeded. What was stored before the call failed, or its process was killed, then stays, and a call
                 with the same text, object and file goes on from there. It reads what is there from the file once more,
-                to compare and to get the digest. A text is for one content; once that is stored, the call returns it,
-                without regard to ``if_match`` and to what is said of it. Of two uploads with one text at a time one
-                fails. The file must be able to seek. The chunks are larger, and each is stored on top of the one
-                before, so where the server is far away it takes longer.
+                to compare and to get the digest: a call that fails puts the file back to where it began, unless its
+                ``seek`` fails as well, which a note on the error says. A text is for one content; once that is stored,
+                the call returns it, without regard to ``if_match`` and to what is said of it. Of two uploads with one
+                text at a time one fails. The file must be able to seek. The chunks are larger, and each is stored on
+                top of the one before, so where the server is far away it takes longer.
             timeout: total deadline; for large files give one, or None.
 
         Raises:
@@ -183,7 +184,7 @@ class Writing(Reading):
             check_seekable(fileobj, resume)
         described = Described(description, headers, metadata)
         upload, size = self._begin(key, condition, described, ttl=ttl, longest=deadline.remaining, token=resume)
-        with Ending(upload.abort, deadline):
+        with PutBack(None if resume is None else fileobj), Ending(upload.abort, deadline):
             if resume is not None:
                 stored = self._resume(upload, key, resume, fileobj, deadline)
                 if stored is not None:
