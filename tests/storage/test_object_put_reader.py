@@ -209,6 +209,19 @@ def test_failing_source_leaves_the_old_object_and_no_chunks(
     assert len(chunk_subjects(any_objects)) == 1
 
 
+def test_file_stays_where_a_failure_found_it(objects: ObjectBucket) -> None:
+    class Failing(io.BytesIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            if self.tell():
+                raise OopsError
+            return super().read(size)
+
+    file = Failing(content(2 * CHUNK))
+    with pytest.raises(OopsError):
+        objects.put_reader("k", file)
+    assert file.tell() == CHUNK
+
+
 def test_full_bucket_leaves_the_old_object_and_no_chunks(any_new_objects: NewObjects) -> None:
     objects = any_new_objects(max_bytes=1_000_000)
     objects.put("k", b"old")

@@ -145,7 +145,9 @@ class Writing(Reading):
 
         Args:
             key: its name.
-            fileobj: has ``read(size)``, which may return less than it was asked for, and returns nothing at the end.
+            fileobj: has ``read(size)``, which may return less than it was asked for, and returns nothing at the end. A
+                call without ``resume`` that fails leaves it where it was then: seek back before you call again, else
+                only what is left of it is stored.
             description: for people.
             headers: as for `put`.
             metadata: as for `put`.
