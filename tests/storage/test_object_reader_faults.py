@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import itertools
 import random
 import signal
@@ -10,7 +9,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from typing import Any
 
 import pytest
 
@@ -29,7 +27,6 @@ from mono_sync import (
 from mono_sync.adapter import Message
 from mono_sync.connection import Delivery, Inbox, _delivery
 from mono_sync.storage.objects import _reader, _source
-from mono_sync.storage.objects._source import Source
 from tests.fixtures.servers import RunNatsServer
 from tests.fixtures.waiting import wait_until
 from tests.storage.conftest import NewObjects
@@ -447,37 +444,6 @@ def test_any_number_of_streams_are_read_at_once(any_objects: ObjectBucket) -> No
             assert reader.read() == CONTENT
 
     together(16, read)
-
-
-# --- text
-
-
-def _next_line(text: io.TextIOWrapper) -> str:
-    return next(text)
-
-
-@pytest.mark.parametrize("read", [io.TextIOWrapper.read, io.TextIOWrapper.readline, _next_line])
-def test_text_does_not_go_on_after_an_error_in_which_some_of_it_was_lost(
-    objects: ObjectBucket, monkeypatch: pytest.MonkeyPatch, read: Callable[[io.TextIOWrapper], str]
-) -> None:
-    line = "a line that is longer than a chunk" * 10_000 + "\n"
-    objects.put("k", (line * 2).encode())
-    chunk_at, calls = Source.chunk_at, itertools.count()
-
-    def late(self: Source, *arguments: Any) -> tuple[int, bytes]:
-        if next(calls) == 1:
-            raise OperationTimeoutError("reading", 1)
-        return chunk_at(self, *arguments)
-
-    monkeypatch.setattr(Source, "chunk_at", late)
-    with objects.open("k", "r") as text:
-        with pytest.raises(OperationTimeoutError):
-            read(text)
-        for _ in range(2):
-            with pytest.raises(StorageError, match="text was lost in a call that failed"):
-                read(text)
-        text.seek(0)
-        assert text.read() == line * 2
 
 
 # --- damage

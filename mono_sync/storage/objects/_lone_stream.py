@@ -49,4 +49,7 @@ class LoneStream(io.BufferedIOBase):
         if self.closed:
             raise ValueError(f"I/O operation on {self!r}")
         if self._turn.locked():
-            raise StorageError(f"{self!r} is in use: one thread at a time")
+            raise self._in_use()
+
+    def _in_use(self) -> StorageError:
+        return StorageError(f"{self!r} is in use: one thread at a time")

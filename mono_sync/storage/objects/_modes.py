@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import io
 from typing import Literal, NamedTuple, TypeAlias
 
-from mono_sync.storage.objects._reader import ObjectReader
+from mono_sync.storage.objects._reader import ObjectReader, TextObjectReader
 
 BinaryReading: TypeAlias = Literal["rb", "br"]
 TextReading: TypeAlias = Literal["r", "rt", "tr"]
@@ -48,8 +47,8 @@ def parse_mode(mode: str, *, encoding: str | None, errors: str | None, newline: 
 
 def text_reader(
     binary: ObjectReader, mode: str, *, encoding: str | None, errors: str | None, newline: str | None
-) -> io.TextIOWrapper:
+) -> TextObjectReader:
     """Return a text stream; its encoding is UTF-8 where none is given, on every machine."""
-    text = io.TextIOWrapper(binary, encoding or "utf-8", errors, newline)
+    text = TextObjectReader(binary, encoding or "utf-8", errors, newline)
     text.mode = mode  # type: ignore[misc]  # as the built-in `open` does
     return text

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import operator
 import os
 import warnings
 from collections.abc import Callable
-from typing import Any, Final, Self
+from typing import Any, Concatenate, Final, NoReturn, ParamSpec, Self
 
 from typing_extensions import Buffer
 
@@ -16,6 +17,8 @@ from mono_sync.errors import StorageError
 from mono_sync.storage.objects._info import ObjectInfo
 from mono_sync.storage.objects._lone_stream import LoneStream, alone
 from mono_sync.storage.objects._source import Source
+
+P = ParamSpec("P")
 
 _NOTHING: Final = (0, b"")
 
@@ -263,32 +266,71 @@ class ObjectReader(LoneStream):
         self._position = position
 
 
+def _whole(read: Callable[Concatenate[UnderText, P], bytes]) -> Callable[Concatenate[UnderText, P], bytes]:
+    """Let a method be the last one, if it fails, until the position is changed.
+
+    What is noted before it is taken back where no interrupt can come any more between that and the text stream.
+    """
+
+    @functools.wraps(read)
+    def call(self: UnderText, /, *args: P.args, **kwargs: P.kwargs) -> bytes:
+        if self._in_call:
+            self._refuse()
+        self._in_call = True
+        try:
+            data = read(self, *args, **kwargs)
+        except BaseException:
+            self._lost = True
+            raise
+        self._in_call = False
+        return data
+
+    return call
+
+
 class UnderText(ObjectReader):
     """The stream under one of text, which has lost what it had gathered when a call fails: none after that goes on."""
 
-    _failed = False
+    _in_call = False  # stays so where a call fails
+    _lost = False
 
+    @_whole
     def read(self, size: int | None = -1, /) -> bytes:
         """Return so many bytes."""
-        return self._whole(super().read, size)
+        return super().read(size)
 
+    @_whole
     def read1(self, size: int | None = -1, /) -> bytes:
         """Return up to so many bytes of one chunk."""
-        return self._whole(super().read1, size)
+        return super().read1(size)
 
     def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
         """Change the position: whoever does that knows where to go on."""
         position = super().seek(offset, whence)
-        self._failed = False
+        self._in_call = self._lost = False
         return position
 
-    def _whole(self, read: Callable[[int | None], bytes], size: int | None) -> bytes:
-        if self._failed:
+    def _refuse(self) -> NoReturn:
+        self._check_usable()
+        if self._lost:
             raise StorageError(f"object {self.name!r}: text was lost in a call that failed; seek, or open it anew")
-        self._failed = True
-        data = read(size)
-        self._failed = False
-        return data
+        raise self._in_use()
+
+
+class TextObjectReader(io.TextIOWrapper):
+    """An object as a stream of text: an `ObjectReader` with an encoding."""
+
+    def flush(self) -> None:
+        """Do nothing; `seek`, `reconfigure` and `close` call it first.
+
+        Raises:
+            StorageError: another thread is in a call, which would take it for the end of the text.
+        """
+        binary = self.buffer
+        assert isinstance(binary, ObjectReader)
+        if binary._turn.locked():  # noqa: SLF001  # the other half of this stream
+            raise binary._in_use()  # noqa: SLF001
+        super().flush()
 
 
 def _wanted(size: int | None) -> int:
