@@ -15,9 +15,11 @@ from mono_sync import (
     ObjectExistsError,
     ObjectNotFoundError,
     RevisionMismatchError,
+    StorageError,
 )
 from tests.storage import descriptions
 from tests.storage.conftest import NewObjects
+from tests.storage.foreign import link
 from tests.storage.helpers import chunk_subjects, raw_objects
 
 
@@ -166,3 +168,18 @@ def test_what_a_link_leads_to_may_become_a_link_itself(any_objects: ObjectBucket
     assert any_objects.get("l") is None
     any_objects.put("c", b"3")
     assert any_objects.get("l") == b"3"
+
+
+# --- what other clients may have stored
+
+
+@pytest.mark.parametrize("target", [{"bucket": "bad name!", "name": "a"}, {"bucket": "b", "name": "\ud800"}])
+def test_link_to_what_no_name_can_stand_for_is_told_as_such(objects: ObjectBucket, target: dict[str, str]) -> None:
+    link(objects, "l", target)
+    for call in (objects.get, objects.get_reader, objects.open):
+        with pytest.raises(
+            StorageError, match=r"'l' of bucket '\w+' is a link to what cannot exist: invalid "
+        ) as caught:
+            call("l")
+        assert not isinstance(caught.value, ValueError)
+    assert [info.name for info in objects.list()] == ["l"]

@@ -396,6 +396,11 @@ NO_DESCRIPTIONS: list[Any] = [
     {"name": "k", "mtime": "yesterday"},
     {"name": "k", "size": "large"},
     {"name": "k", "options": 5},
+    {"name": "k", "nuid": "n", "size": -5},
+    {"name": "k", "nuid": "n", "chunks": -1},
+    {"name": "k", "size": 5, "chunks": 1},
+    {"name": "k", "nuid": "a b", "size": 5, "chunks": 1},
+    {"name": "k", "nuid": "*", "size": 5, "chunks": 1},
 ]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import secrets
 from base64 import urlsafe_b64encode
 from collections.abc import Mapping, Sequence
@@ -19,6 +20,7 @@ Headers: TypeAlias = Mapping[str, str | Sequence[str]]
 Metadata: TypeAlias = Mapping[str, str]
 
 _FIELDS = {"name": str, "nuid": str, "mtime": str, "digest": str, "description": str, "size": int, "chunks": int}
+_NUID = re.compile(r"[^\s.*>]+")  # of any client: one token of a subject
 _NO_TIME = "0001-01-01"  # what Go clients store: there the time of the message counts
 _MESSAGE_HEADERS = 256  # of a description, at most
 
@@ -151,6 +153,10 @@ def read_meta(bucket: str, message: StoredMessage) -> Json | None:
                 meta[field] = kind()
             if not isinstance(meta[field], kind):
                 raise TypeError(f"{field} is no {kind.__name__}")
+        if meta["size"] < 0 or meta["chunks"] < 0:
+            raise ValueError("it has less than nothing")
+        if meta["size"] and not _NUID.fullmatch(meta["nuid"]):
+            raise ValueError("nuid names no chunks")
         return meta
     except (ValueError, AttributeError, TypeError) as error:
         raise StorageError(f"bucket {bucket!r}: {message.subject} does not describe an object: {error}") from error

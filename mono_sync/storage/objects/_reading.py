@@ -7,7 +7,15 @@ from functools import partial
 from typing import Self, TypeVar, overload
 
 from mono_sync._durations import DEFAULT, Deadline, Timeout
-from mono_sync.errors import DigestMismatchError, ObjectChangedError, ObjectNotFoundError, StorageError
+from mono_sync.errors import (
+    ConfigurationError,
+    DigestMismatchError,
+    InvalidKeyError,
+    ObjectChangedError,
+    ObjectNotFoundError,
+    StorageError,
+)
+from mono_sync.storage._names import check_bucket_name, check_object_name
 from mono_sync.storage.objects._catalog import Catalog
 from mono_sync.storage.objects._info import ObjectInfo
 from mono_sync.storage.objects._reader import ObjectReader
@@ -82,6 +90,12 @@ class Reading(Catalog):
             target, is_object, name = info.link.partition("/")
             if not is_object:
                 raise StorageError(f"object {key!r} of bucket {self._name!r} is a link to a bucket, {target!r}")
+            try:
+                check_bucket_name(target)
+                check_object_name(name)
+            except (ConfigurationError, InvalidKeyError) as error:
+                reason = f"object {key!r} of bucket {self._name!r} is a link to what cannot exist: {error}"
+                raise StorageError(reason) from error
             if target != bucket.name:
                 bucket = type(self).bind(self._connection, target, timeout=deadline)
         raise StorageError(f"object {key!r} of bucket {self._name!r} is a link to a link, and so on without an end")
