@@ -621,10 +621,20 @@ class KeyNotFoundError(StorageError, KeyError):
 
 
 class ObjectNotFoundError(KeyNotFoundError, FileNotFoundError):
-    """The object is missing: never stored, deleted or expired."""
+    """The object is missing: never stored, deleted or expired; or it is a link, and what that leads to is missing.
+
+    Attributes:
+        link: the ``bucket/object`` that is missing, to which links led; None: the object itself is.
+    """
 
     errno: int | None = errno.ENOENT
     _what = "object"
+
+    def __init__(self, bucket: str, key: str, revision: int | None = None, *, link: str | None = None) -> None:
+        super().__init__(bucket, key, revision)
+        self.link = link
+        if link is not None:
+            self.args = (f"object {key!r} of bucket {bucket!r} is a link that leads to {link!r}, which is not there",)
 
 
 class ConflictError(StorageError):

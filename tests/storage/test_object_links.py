@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from mono_sync import (
+    BucketNotFoundError,
     ConfigurationError,
     Connection,
     InvalidKeyError,
@@ -170,12 +171,60 @@ def test_what_a_link_leads_to_may_become_a_link_itself(any_objects: ObjectBucket
     assert any_objects.get("l") == b"3"
 
 
+# --- links that lead nowhere
+
+
+@pytest.mark.parametrize("bucket_is_gone", [True, False])
+def test_link_to_what_is_missing_is_missing_and_says_what_it_led_to(
+    any_new_objects: NewObjects, *, bucket_is_gone: bool
+) -> None:
+    here, there = any_new_objects(), any_new_objects()
+    here.link("l", there.put("a/b", b"v"))
+    link(here, "m", {"bucket": here.name, "name": "l"})
+    if bucket_is_gone:
+        raw_objects(there).delete()
+    else:
+        there.delete("a/b")
+    for name in ("l", "m"):
+        assert here.exists(name)
+        assert here.stat(name).link
+        assert here.get(name, b"default") == b"default"
+        target = f"{there.name}/a/b"
+        message = f"object '{name}' of bucket '{here.name}' is a link that leads to '{target}', which is not there"
+        for call in (here.get_reader, here.open, lambda name: here.copy(name, "c")):
+            with pytest.raises(ObjectNotFoundError) as caught:
+                call(name)
+            assert str(caught.value) == message
+            assert (caught.value.bucket, caught.value.key, caught.value.link) == (here.name, name, target)
+            assert isinstance(caught.value.__cause__, BucketNotFoundError) == bucket_is_gone
+
+
+def test_bucket_that_is_gone_itself_is_told_as_such(any_objects: ObjectBucket) -> None:
+    raw_objects(any_objects).delete()
+    for call in (any_objects.get, any_objects.get_reader, any_objects.open):
+        with pytest.raises(BucketNotFoundError, match=any_objects.name):
+            call("l")
+
+
 # --- what other clients may have stored
 
 
-@pytest.mark.parametrize("target", [{"bucket": "bad name!", "name": "a"}, {"bucket": "b", "name": "\ud800"}])
+@pytest.mark.parametrize("links", [16, 17])
+def test_no_more_than_sixteen_links_in_a_row_are_followed(objects: ObjectBucket, links: int) -> None:
+    objects.put("0", b"v")
+    for number in range(links):
+        link(objects, str(number + 1), {"bucket": objects.name, "name": str(number)})
+    if links == 16:
+        assert objects.get("16") == b"v"
+        return
+    for call in (objects.get, objects.get_reader, objects.open):
+        with pytest.raises(StorageError, match=r"'17' of bucket .* to a link, and so on for more than 16 links"):
+            call("17")
+
+
+@pytest.mark.parametrize("target", [{"bucket": "bad name!", "name": "a"}, {"name": "\ud800"}])
 def test_link_to_what_no_name_can_stand_for_is_told_as_such(objects: ObjectBucket, target: dict[str, str]) -> None:
-    link(objects, "l", target)
+    link(objects, "l", {"bucket": objects.name} | target)
     for call in (objects.get, objects.get_reader, objects.open):
         with pytest.raises(
             StorageError, match=r"'l' of bucket '\w+' is a link to what cannot exist: invalid "

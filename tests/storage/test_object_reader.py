@@ -22,7 +22,6 @@ import pytest
 
 import mono_sync
 from mono_sync import (
-    BucketNotFoundError,
     Connection,
     ConnectionClosedError,
     DigestMismatchError,
@@ -460,16 +459,6 @@ def test_links_in_a_circle_are_an_error(any_objects: ObjectBucket) -> None:
     for call in (any_objects.get, any_objects.get_reader):
         with pytest.raises(StorageError, match=r"'a' of bucket .* is a link to a link, and so on without an end"):
             call("a")
-
-
-def test_link_to_what_is_missing_is_missing(any_objects: ObjectBucket) -> None:
-    link(any_objects, "k", {"bucket": any_objects.name, "name": "gone"})
-    assert any_objects.get("k", b"d") == b"d"
-    with pytest.raises(ObjectNotFoundError, match="'k' not found"):
-        any_objects.get_reader("k")
-    link(any_objects, "far", {"bucket": "no_such_bucket", "name": "gone"})
-    with pytest.raises(BucketNotFoundError, match="no_such_bucket"):
-        any_objects.get("far")
 
 
 # --- time, threads, processes

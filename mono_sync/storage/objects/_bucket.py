@@ -138,9 +138,10 @@ class ObjectBucket(Describing):
                 has failed raises `StorageError` until its ``seek``, for text was lost in that call.
 
         Raises:
-            ObjectNotFoundError: it is missing, and to be read.
+            ObjectNotFoundError: it is to be read, and missing; or it is a link, and its object is missing, or the
+                bucket of that.
             ObjectExistsError: it is there, and the mode has an ``x``.
-            StorageError: it is a link to a bucket, or links lead in a circle.
+            StorageError: it is a link to a bucket, or links lead in a circle, or through more than 16.
             TypeError: the mode or an option is of a wrong type, or one that only the built-in ``open`` has, such as
                 ``buffering``.
             ValueError: no such mode, or options that do not go with it.

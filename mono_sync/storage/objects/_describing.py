@@ -261,8 +261,8 @@ class Describing(Writing):
             timeout: total deadline.
 
         Raises:
-            ObjectNotFoundError: there is nothing to copy.
-            StorageError: it is a link to a bucket.
+            ObjectNotFoundError: there is nothing to copy, or it is a link, and what that leads to is missing.
+            StorageError: it is a link to a bucket, or links lead in a circle, or through more than 16.
             BucketFullError: the bucket's limit is reached.
             BucketSealedError: the bucket is sealed.
             DigestMismatchError: chunks of the object are missing or damaged.

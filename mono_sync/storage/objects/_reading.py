@@ -8,6 +8,7 @@ from typing import Self, TypeVar, overload
 
 from mono_sync._durations import DEFAULT, Deadline, Timeout
 from mono_sync.errors import (
+    BucketNotFoundError,
     ConfigurationError,
     DigestMismatchError,
     InvalidKeyError,
@@ -15,7 +16,6 @@ from mono_sync.errors import (
     ObjectNotFoundError,
     StorageError,
 )
-from mono_sync.storage._names import check_bucket_name, check_object_name
 from mono_sync.storage.objects._catalog import Catalog
 from mono_sync.storage.objects._info import ObjectInfo
 from mono_sync.storage.objects._reader import ObjectReader
@@ -40,21 +40,25 @@ class Reading(Catalog):
     def get(self, key: str, default: object = None, *, timeout: Timeout = DEFAULT) -> object:
         """Return the bytes of an object, or ``default`` when it is missing. Links are followed.
 
-        They are those of one version, and their digest has been verified.
+        They are those of one version, and their digest has been verified. A link whose object is missing, or the bucket
+        of that, is missing here.
 
         Raises:
             DigestMismatchError: chunks are missing or damaged.
             ObjectChangedError: it was replaced again and again while being read.
-            StorageError: it is a link to a bucket, or links lead in a circle.
+            StorageError: it is a link to a bucket, or links lead in a circle, or through more than 16.
         """
         deadline, previous = self._deadline(timeout), None
         for _ in range(_READ_ATTEMPTS):
-            found = self._resolve(key, deadline, direct=None if previous is None else False)
-            if found is None or found[1] == previous:  # no other one came: it expires, its chunks first
-                return default
-            previous = found[1]
             try:
-                return found[0]._read(found[1], deadline)  # noqa: SLF001  # perhaps another bucket of this class
+                bucket, info = self._resolve(key, deadline, direct=None if previous is None else False)
+            except ObjectNotFoundError:
+                return default
+            if info == previous:  # no other one came: it expires, its chunks first
+                return default
+            previous = info
+            try:
+                return bucket._read(info, deadline)  # noqa: SLF001  # perhaps another bucket of this class
             except ObjectChangedError:
                 continue
         raise ObjectChangedError(self._name, key)
@@ -67,38 +71,46 @@ class Reading(Catalog):
             timeout: deadline of this call, and of each call of the stream.
 
         Raises:
-            ObjectNotFoundError: it is missing.
-            StorageError: it is a link to a bucket, or links lead in a circle.
+            ObjectNotFoundError: it is missing; or it is a link, and its object is missing, or the bucket of that.
+            StorageError: it is a link to a bucket, or links lead in a circle, or through more than 16.
         """
         return self._new_reader(ObjectReader, key, timeout)
 
     def _new_reader(self, kind: type[R], key: str, timeout: Timeout) -> R:
-        found = self._resolve(key, self._deadline(timeout))
-        if found is None:
-            raise ObjectNotFoundError(self._name, key)
-        bucket, info = found
+        bucket, info = self._resolve(key, self._deadline(timeout))
         source = bucket._source(info)  # noqa: SLF001  # perhaps another bucket of this class
         return kind(source, timeout=timeout, default_timeout=self._connection.config.call_timeout)
 
-    def _resolve(self, key: str, deadline: Deadline, *, direct: bool | None = None) -> tuple[Self, ObjectInfo] | None:
+    def _resolve(self, key: str, deadline: Deadline, *, direct: bool | None = None) -> tuple[Self, ObjectInfo]:
         """Return the description of an object, and the bucket in which it is; links are followed."""
-        bucket, name = self, key
-        for _ in range(_MOST_LINKS):
-            info = bucket._find(name, deadline, direct=direct)
-            if info is None or info.link is None:
-                return None if info is None else (bucket, info)
-            target, is_object, name = info.link.partition("/")
-            if not is_object:
-                raise StorageError(f"object {key!r} of bucket {self._name!r} is a link to a bucket, {target!r}")
+        info, links = self._find(key, deadline, direct=direct), list[str]()
+        if info is None:
+            raise ObjectNotFoundError(self._name, key)
+        bucket, it_is = self, f"object {key!r} of bucket {self._name!r} is a link"
+        while info.link is not None:
+            if info.link in links:
+                raise StorageError(f"{it_is} to a link, and so on without an end")
+            if len(links) == _MOST_LINKS:
+                raise StorageError(f"{it_is} to a link, and so on for more than {_MOST_LINKS} links")
+            if "/" not in info.link:
+                raise StorageError(f"{it_is} to a bucket, {info.link!r}")
+            links.append(info.link)
             try:
-                check_bucket_name(target)
-                check_object_name(name)
+                bucket, found = bucket._find_linked(info.link, deadline, direct=direct)
+            except BucketNotFoundError as error:
+                raise ObjectNotFoundError(self._name, key, link=info.link) from error
             except (ConfigurationError, InvalidKeyError) as error:
-                reason = f"object {key!r} of bucket {self._name!r} is a link to what cannot exist: {error}"
-                raise StorageError(reason) from error
-            if target != bucket.name:
-                bucket = type(self).bind(self._connection, target, timeout=deadline)
-        raise StorageError(f"object {key!r} of bucket {self._name!r} is a link to a link, and so on without an end")
+                raise StorageError(f"{it_is} to what cannot exist: {error}") from error
+            if found is None:
+                raise ObjectNotFoundError(self._name, key, link=info.link)
+            info = found
+        return bucket, info
+
+    def _find_linked(self, link: str, deadline: Deadline, *, direct: bool | None) -> tuple[Self, ObjectInfo | None]:
+        """Return what a link of this bucket leads to, and the bucket in which that is."""
+        target, _, name = link.partition("/")
+        bucket = self if target == self._name else type(self).bind(self._connection, target, timeout=deadline)
+        return bucket, bucket._find(name, deadline, direct=direct)  # noqa: SLF001  # perhaps another one
 
     def _source(self, info: ObjectInfo) -> Source:
         return Source(
