@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 import pytest
@@ -14,6 +15,7 @@ from mono_sync import (
     Folder,
     FSBucketConfig,
     ObjectBucket,
+    StorageError,
 )
 from tests.storage import descriptions
 from tests.storage.conftest import NewKV, NewObjects
@@ -217,3 +219,17 @@ def test_key_value_bucket_that_was_sealed_says_so_too(new_kv: NewKV) -> None:
             write()
     assert kv.get("k") == b"v"
     assert kv.status().sealed
+
+
+@pytest.mark.parametrize("token", ["x", "_w==", "aw==", "YQ", "a.aw=="])
+def test_what_describes_no_object_is_shown_as_it_can_be_removed(objects: ObjectBucket, token: str) -> None:
+    subject = f"$O.{objects.name}.M.{token}"
+    raw_objects(objects).put(subject, b"{not json")
+    mine, foreign = r"what is stored of 'k' .* \(delete it", rf"{re.escape(subject)} .* \(it is of no object"
+    with pytest.raises(StorageError, match=mine if token == "aw==" else foreign):
+        objects.list()
+    if token == "aw==":
+        objects.delete("k")
+    else:
+        raw_objects(objects).purge(subject)
+    assert objects.list() == []

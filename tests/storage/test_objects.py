@@ -427,10 +427,13 @@ def test_time_that_a_go_client_leaves_out_is_that_of_the_message(any_objects: Ob
 def test_what_describes_no_object_is_named_and_can_be_replaced(any_objects: ObjectBucket, meta: Any) -> None:
     describe(any_objects, "k", meta)
     for call in (lambda: any_objects.get("k"), lambda: any_objects.stat("k"), any_objects.list):
-        with pytest.raises(StorageError, match=r"\.M\.aw== does not describe an object"):
+        with pytest.raises(
+            StorageError, match=r"'k' does not describe an object: .* \(delete it, or put an object over"
+        ):
             call()
     any_objects.put("k", b"v")
     assert any_objects.get("k") == b"v"
+    assert [info.name for info in any_objects.list()] == ["k"]
 
 
 @pytest.mark.parametrize("meta", NO_DESCRIPTIONS)

@@ -36,7 +36,7 @@ class ObjectBucket(Describing):
     * `BucketNotFoundError`: the bucket was deleted meanwhile.
     * `InvalidKeyError`, `TypeError`: bad name or argument; nothing was sent.
     * `JetStreamUnavailableError`: the server has no JetStream, or no leader for the bucket until the deadline.
-    * `StorageError`: another client has left something that does not describe an object.
+    * `StorageError`: another client has left something that does not describe an object; it says what repairs that.
 
     Get one from a plugin, or from ``connection.objects(name)``.
     """

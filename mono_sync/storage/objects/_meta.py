@@ -14,6 +14,7 @@ from typing import TypeAlias
 from mono_sync.adapter import check_header
 from mono_sync.connection import Json, StoredMessage, parse_time
 from mono_sync.errors import StorageError, ValueTooLargeError
+from mono_sync.storage._names import decode_object_name, encode_object_name
 from mono_sync.storage.objects._info import ObjectInfo
 
 Headers: TypeAlias = Mapping[str, str | Sequence[str]]
@@ -159,7 +160,17 @@ def read_meta(bucket: str, message: StoredMessage) -> Json | None:
             raise ValueError("nuid names no chunks")
         return meta
     except (ValueError, AttributeError, TypeError) as error:
-        raise StorageError(f"bucket {bucket!r}: {message.subject} does not describe an object: {error}") from error
+        raise _no_description(bucket, message.subject, str(error)) from error
+
+
+def _no_description(bucket: str, subject: str, reason: str) -> StorageError:
+    token = subject.split(".", 3)[3]
+    name = decode_object_name(token)
+    if name is None or encode_object_name(name) != token:  # no call can name it
+        advice = "it is of no object, and other NATS clients can remove it"
+        return StorageError(f"bucket {bucket!r}: {subject} does not describe an object: {reason} ({advice})")
+    what = f"what is stored of {name!r} does not describe an object: {reason}"
+    return StorageError(f"bucket {bucket!r}: {what} (delete it, or put an object over it)")
 
 
 def is_deletion(bucket: str, message: StoredMessage) -> bool:
@@ -187,7 +198,7 @@ def read_info(bucket: str, message: StoredMessage) -> ObjectInfo | None:
     try:
         return to_info(bucket, meta | {"mtime": _modified(meta, message)}, message.sequence)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise StorageError(f"bucket {bucket!r}: {message.subject} does not describe an object: {error!r}") from error
+        raise _no_description(bucket, message.subject, repr(error)) from error
 
 
 def _all_of(values: str | list[str]) -> tuple[str, ...]:
