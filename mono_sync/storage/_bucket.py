@@ -25,9 +25,9 @@ from mono_sync.storage._values import BucketStatus
 
 ConfigT = TypeVar("ConfigT", bound=BucketConfig)
 
-_LONGEST_SUBJECT = (
-    3840  # what is left of a protocol line of 4096 bytes beside reply subject, sizes and the API's prefix
-)
+LONGEST_SUBJECT = 3840
+"""What is left of a protocol line of 4096 bytes beside reply subject, sizes and the API's prefix."""
+
 _PROBE_TIMEOUT = 1.0
 _LARGEST_REVISION = 2**63 - 1
 
@@ -153,14 +153,14 @@ class Bucket(Generic[ConfigT]):
         return f"<{type(self).__name__} {self._name!r} of {self._connection!r}>"
 
 
-def check_subject_length(subject: str, key: str, kind: str = "key") -> str:
+def check_subject_length(subject: str, key: str) -> str:
     """Return the subject if all commands on it fit a line of the protocol: who could write it can read and delete it.
 
     Raises:
         InvalidKeyError: it is too long.
     """
-    if len(subject) > _LONGEST_SUBJECT:
-        raise InvalidKeyError(key, f"it is too long by {len(subject) - _LONGEST_SUBJECT} bytes", kind=kind)
+    if len(subject) > LONGEST_SUBJECT:
+        raise InvalidKeyError(key, f"it is too long by {len(subject) - LONGEST_SUBJECT} bytes")
     return subject
 
 

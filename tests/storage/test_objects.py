@@ -111,6 +111,18 @@ def _calls(objects: ObjectBucket, key: Any) -> list[Callable[[], object]]:
     ]
 
 
+@pytest.mark.parametrize("letter", ["n", "ü"])
+def test_name_that_is_too_long_says_by_how_much(objects: ObjectBucket, letter: str) -> None:
+    name = letter + "n" * 2900
+    with pytest.raises(InvalidKeyError, match="too long by") as caught:
+        objects.put(name, b"")
+    excess = int(str(caught.value).rpartition(" by ")[2].removesuffix(" bytes"))
+    with pytest.raises(InvalidKeyError, match="too long by 1 bytes"):
+        objects.put(name[: 1 - excess], b"")
+    objects.put(name[:-excess], b"v")
+    assert [info.name for info in objects.list()] == [name[:-excess]]
+
+
 @pytest.mark.parametrize(
     ("key", "rule"), [("", "it is empty"), ("\ud800", "cannot be encoded"), ("x" * 3000, "too long")]
 )

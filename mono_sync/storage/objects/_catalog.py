@@ -7,8 +7,8 @@ from typing import ClassVar, TypeAlias, overload
 
 from mono_sync._durations import DEFAULT, Deadline, Timeout
 from mono_sync.connection import CoreConnection, Json, StoredMessage, StreamReader
-from mono_sync.errors import ObjectNotFoundError
-from mono_sync.storage._bucket import Bucket, check_revision, check_subject_length
+from mono_sync.errors import InvalidKeyError, ObjectNotFoundError
+from mono_sync.storage._bucket import LONGEST_SUBJECT, Bucket, check_revision
 from mono_sync.storage._config import BucketConfig, FSBucketConfig
 from mono_sync.storage._names import check_object_name, decode_object_name, encode_object_name
 from mono_sync.storage._values import BucketStatus, Entry, Operation
@@ -150,7 +150,10 @@ class Catalog(Bucket[FSBucketConfig]):
 
     def _meta_subject(self, key: str) -> str:
         subject = self._descriptions + encode_object_name(check_object_name(key))
-        return check_subject_length(subject, key, "object name")
+        if len(subject) > LONGEST_SUBJECT:
+            longest = (LONGEST_SUBJECT - len(self._descriptions)) // 4 * 3  # base64 makes four of three
+            raise InvalidKeyError(key, f"it is too long by {len(key.encode()) - longest} bytes", kind="object name")
+        return subject
 
     def _last_meta(self, key: str, deadline: Deadline, *, direct: bool) -> StoredMessage | None:
         return self._jetstream.last(self._stream, self._meta_subject(key), direct=direct, deadline=deadline)
