@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from typing import Final
 
-from mono_sync._durations import Deadline, Duration
+from mono_sync._durations import Deadline, Duration, to_seconds
 from mono_sync.connection import CoreConnection
 from mono_sync.errors import MonoError
 from mono_sync.plugins._buckets import BucketPlugin
@@ -56,7 +56,7 @@ class FSJetStreamPlugin(BucketPlugin[FSBucketConfig, ObjectBucket]):
 
     def __init__(self, buckets: Sequence[FSBucketConfig], *, sweep_within: Duration | None = _SWEEP_TIME) -> None:
         super().__init__(buckets)
-        self._sweep_within = None if sweep_within is None else Deadline(sweep_within).timeout
+        self._sweep_within = None if sweep_within is None else to_seconds(sweep_within, "sweep_within")
 
     def start(self) -> None:
         """Create each bucket, or update it to its configuration; then sweep them.

@@ -365,5 +365,5 @@ def test_a_sweep_that_has_no_time_does_not_fail_the_start(
 
 @pytest.mark.parametrize("seconds", [-1, float("inf")])
 def test_impossible_time_for_sweeping_is_refused(seconds: float) -> None:
-    with pytest.raises(ValueError, match="must be a finite number of seconds"):
+    with pytest.raises(ValueError, match="sweep_within must be a finite number of seconds"):
         FSJetStreamPlugin([FSBucketConfig("b")], sweep_within=seconds)
