@@ -324,8 +324,19 @@ def test_total_is_unknown_where_the_file_does_not_tell(objects: ObjectBucket) ->
     assert told == [None]
 
 
+@pytest.mark.parametrize("resume", [None, "t"])
+def test_empty_file_is_told_once(objects: ObjectBucket, resume: str | None) -> None:
+    told = list[tuple[int, int | None]]()
+    for _ in range(2):  # with resume it is there the second time
+        objects.put_reader("k", io.BytesIO(), resume=resume, progress=lambda *numbers: told.append(numbers))
+    assert told == [(0, 0)] * 2
+    bar = Bar()
+    objects.put_reader("k", Source(), progress=bar)
+    assert (bar.total, bar.n) == (0, 0)
+
+
 @pytest.mark.parametrize("error", [OopsError, StopIteration])
-@pytest.mark.parametrize("size", [100, 30 * CHUNK])
+@pytest.mark.parametrize("size", [0, 100, 30 * CHUNK])
 def test_exception_in_progress_leaves_the_old_object_and_no_chunks(
     objects: ObjectBucket, size: int, error: type[Exception]
 ) -> None:

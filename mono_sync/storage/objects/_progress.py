@@ -63,3 +63,12 @@ class Reporter:
             self._bar.update(more)
         elif self._function is not None:
             self._function(done, self._total)
+
+    def report_all(self, size: int) -> None:
+        """Tell that all that there is, perhaps nothing, is done."""
+        if size:
+            self.report(size)
+        elif self._bar is not None:
+            self._bar.total = 0
+        elif self._function is not None:
+            self._function(0, 0)

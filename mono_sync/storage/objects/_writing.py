@@ -155,9 +155,9 @@ class Writing(Reading):
                 minutes, or as long as the object lives if that is longer; with ``resume`` a day from the first attempt
                 on. The room may stay taken for that much and two minutes after the object has expired.
             if_match: as for `put`.
-            progress: a function, called with the bytes stored so far and those in all (None where that is not known);
-                or an object with ``total`` and ``update(n)``, such as a bar of tqdm. It is called in this thread; when
-                it raises, nothing is stored.
+            progress: a function, called with the bytes stored so far and those in all (None where that is not known),
+                once with 0 and 0 for an empty file; or an object with ``total`` and ``update(n)``, such as a bar of
+                tqdm. It is called in this thread; when it raises, nothing is stored.
             resume: a text that stands for this upload, ``uuid.uuid4().hex`` for example; keep it until the call has
                 succeeded. What was stored before the call failed, or its process was killed, then stays, and a call
                 with the same text, object and file goes on from there. It reads what is there from the file once more,
@@ -190,13 +190,15 @@ class Writing(Reading):
             if resume is not None:
                 stored = self._resume(upload, key, resume, fileobj, deadline)
                 if stored is not None:
-                    reporter.report(stored.size)
+                    reporter.report_all(stored.size)
                     return stored
                 reporter.report(upload.stored)
             chunks = Chunks(fileobj, size, deadline, self._describe("storing object", key))
             while chunk := chunks.next():
                 upload.add(chunk, deadline)
                 reporter.report(upload.stored)
+            if not upload.size:
+                reporter.report_all(0)
             return upload.finish(deadline, reporter)
 
     def delete(self, key: str, *, timeout: Timeout = DEFAULT) -> None:
