@@ -124,6 +124,7 @@ if TYPE_CHECKING:
         ObjectReader,
         ObjectWriter,
         ProgressBar,
+        TextObjectReader,
         TextObjectWriter,
     )
 else:  # who only needs a connection and its key-value buckets does not wait for these
@@ -156,6 +157,7 @@ else:  # who only needs a connection and its key-value buckets does not wait for
                 "ObjectReader",
                 "ObjectWriter",
                 "ProgressBar",
+                "TextObjectReader",
                 "TextObjectWriter",
             ),
         },
@@ -273,6 +275,7 @@ __all__ = [
     "StorageError",
     "StoreInUseError",
     "TextCodec",
+    "TextObjectReader",
     "TextObjectWriter",
     "Transaction",
     "TypedBucket",

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         ObjectReader,
         ObjectWriter,
         ProgressBar,
+        TextObjectReader,
         TextObjectWriter,
     )
 else:  # the first object bucket imports them
@@ -34,6 +35,7 @@ else:  # the first object bucket imports them
                 "ObjectReader",
                 "ObjectWriter",
                 "ProgressBar",
+                "TextObjectReader",
                 "TextObjectWriter",
             ),
         },
@@ -58,6 +60,7 @@ __all__ = [
     "Operation",
     "ProgressBar",
     "TextCodec",
+    "TextObjectReader",
     "TextObjectWriter",
     "Transaction",
     "TypedBucket",

@@ -32,6 +32,7 @@ from mono_sync import (
     ObjectReader,
     OperationTimeoutError,
     StorageError,
+    TextObjectReader,
 )
 from tests.fixtures.waiting import wait_until
 from tests.storage.conftest import NewObjects
@@ -139,6 +140,8 @@ def test_text_is_utf_8_unless_told_otherwise(any_objects: ObjectBucket, mode: st
     with any_objects.open("k", mode) as stream:
         assert isinstance(stream, io.TextIOWrapper)
         assert (stream.name, stream.mode, stream.encoding) == ("k", mode, "utf-8")
+        assert isinstance(stream, TextObjectReader)
+        assert stream.info == any_objects.stat("k")
         assert stream.read() == text.replace("\r\n", "\n")
     with any_objects.open("k", "r", newline="") as stream:
         assert stream.readline() == "grün\r\n"

@@ -4,7 +4,7 @@ from mono_sync.storage.objects._bucket import ObjectBucket
 from mono_sync.storage.objects._info import Folder, ObjectInfo
 from mono_sync.storage.objects._port import FileStoragePort
 from mono_sync.storage.objects._progress import ProgressBar
-from mono_sync.storage.objects._reader import ObjectReader
+from mono_sync.storage.objects._reader import ObjectReader, TextObjectReader
 from mono_sync.storage.objects._writer import ObjectWriter, TextObjectWriter
 
 __all__ = [
@@ -15,5 +15,6 @@ __all__ = [
     "ObjectReader",
     "ObjectWriter",
     "ProgressBar",
+    "TextObjectReader",
     "TextObjectWriter",
 ]

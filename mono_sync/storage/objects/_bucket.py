@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from typing import overload
 
 from mono_sync._durations import DEFAULT, Duration, Timeout
@@ -15,9 +14,8 @@ from mono_sync.storage.objects._modes import (
     TextReading,
     TextWriting,
     parse_mode,
-    text_reader,
 )
-from mono_sync.storage.objects._reader import ObjectReader, UnderText
+from mono_sync.storage.objects._reader import ObjectReader, TextObjectReader, UnderText
 from mono_sync.storage.objects._writer import ObjectWriter, TextObjectWriter
 
 
@@ -53,7 +51,7 @@ class ObjectBucket(Describing):
         errors: str | None = None,
         newline: str | None = None,
         timeout: Timeout = DEFAULT,
-    ) -> io.TextIOWrapper: ...
+    ) -> TextObjectReader: ...
     @overload
     def open(
         self,
@@ -98,7 +96,7 @@ class ObjectBucket(Describing):
         ttl: Duration | None = None,
         if_match: ObjectInfo | int | None = None,
         timeout: Timeout = DEFAULT,
-    ) -> ObjectReader | ObjectWriter | io.TextIOWrapper: ...
+    ) -> ObjectReader | ObjectWriter | TextObjectReader | TextObjectWriter: ...
 
     def open(
         self,
@@ -114,7 +112,7 @@ class ObjectBucket(Describing):
         ttl: Duration | None = None,
         if_match: ObjectInfo | int | None = None,
         timeout: Timeout = DEFAULT,
-    ) -> ObjectReader | ObjectWriter | io.TextIOWrapper:
+    ) -> ObjectReader | ObjectWriter | TextObjectReader | TextObjectWriter:
         """Open an object as a file.
 
         What is written becomes the object as a whole when the stream is closed; an exception in its ``with``, and
@@ -156,7 +154,7 @@ class ObjectBucket(Describing):
                 return self.get_reader(key, timeout=timeout)
             reader = self._new_reader(UnderText, key, timeout)
             try:
-                return text_reader(reader, mode, encoding=encoding, errors=errors, newline=newline)
+                return TextObjectReader(reader, mode, encoding=encoding, errors=errors, newline=newline)
             except BaseException:
                 reader.close()
                 raise

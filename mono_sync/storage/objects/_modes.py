@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple, TypeAlias
 
-from mono_sync.storage.objects._reader import ObjectReader, TextObjectReader
-
 BinaryReading: TypeAlias = Literal["rb", "br"]
 TextReading: TypeAlias = Literal["r", "rt", "tr"]
 BinaryWriting: TypeAlias = Literal["wb", "bw", "xb", "bx"]
@@ -43,12 +41,3 @@ def parse_mode(mode: str, *, encoding: str | None, errors: str | None, newline: 
     if given and kinds == "b":
         raise ValueError(f"binary mode {mode!r} takes no {given[0]}")
     return Mode(action, kinds != "b")
-
-
-def text_reader(
-    binary: ObjectReader, mode: str, *, encoding: str | None, errors: str | None, newline: str | None
-) -> TextObjectReader:
-    """Return a text stream; its encoding is UTF-8 where none is given, on every machine."""
-    text = TextObjectReader(binary, encoding or "utf-8", errors, newline)
-    text.mode = mode  # type: ignore[misc]  # as the built-in `open` does
-    return text

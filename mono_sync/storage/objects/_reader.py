@@ -318,7 +318,32 @@ class UnderText(ObjectReader):
 
 
 class TextObjectReader(io.TextIOWrapper):
-    """An object as a stream of text: an `ObjectReader` with an encoding."""
+    """An object as a stream of text: an `ObjectReader` with an encoding.
+
+    A call that fails loses text, as those of all text streams do; until `seek` all others then raise `StorageError`.
+
+    Attributes:
+        mode: as it was opened, ``"r"`` for example.
+    """
+
+    mode: str
+
+    def __init__(
+        self, binary: ObjectReader, mode: str, *, encoding: str | None, errors: str | None, newline: str | None
+    ) -> None:
+        super().__init__(binary, encoding=encoding or "utf-8", errors=errors, newline=newline)
+        self.mode = mode
+
+    @property
+    def info(self) -> ObjectInfo:
+        """What the bucket knew of the object when it was opened; of a link, its target."""
+        return self._binary.info
+
+    @property
+    def _binary(self) -> ObjectReader:
+        binary = self.buffer
+        assert isinstance(binary, ObjectReader)
+        return binary
 
     def flush(self) -> None:
         """Do nothing; `seek`, `reconfigure` and `close` call it first.
@@ -326,8 +351,7 @@ class TextObjectReader(io.TextIOWrapper):
         Raises:
             StorageError: another thread is in a call, which would take it for the end of the text.
         """
-        binary = self.buffer
-        assert isinstance(binary, ObjectReader)
+        binary = self._binary
         if binary._turn.locked():  # noqa: SLF001  # the other half of this stream
             raise binary._in_use()  # noqa: SLF001
         super().flush()
