@@ -39,7 +39,10 @@ def test_metadata_and_headers_come_back_as_they_were_given(any_objects: ObjectBu
     assert info.metadata == {"owner": "ünï", "e": ""}
     assert any_objects.stat("k") == info
     assert any_objects.list() == [info]
-    assert pickle.loads(pickle.dumps(info)) == info
+    copy = pickle.loads(pickle.dumps(info))
+    assert copy == info
+    assert {info, copy, any_objects.stat(info.name)} == {info}
+    assert hash(any_objects.list(delimiter="/")) == hash(any_objects.list(delimiter="/"))
 
 
 def test_metadata_is_stored_where_the_object_store_specification_has_it(any_objects: ObjectBucket) -> None:

@@ -9,7 +9,7 @@ from datetime import datetime
 
 @dataclass(frozen=True, slots=True)
 class ObjectInfo:
-    """What a bucket knows of an object.
+    """What a bucket knows of an object. Hashable, and the same after pickling.
 
     Attributes:
         bucket: the bucket.
@@ -35,11 +35,11 @@ class ObjectInfo:
     chunks: int
     nuid: str
     description: str
-    headers: Mapping[str, Sequence[str]]
+    headers: Mapping[str, Sequence[str]] = field(hash=False)
     revision: int
     link: str | None = None
     chunk_size: int = 0
-    metadata: Mapping[str, str] = field(default_factory=dict)
+    metadata: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     @property
     def content_type(self) -> str | None:
@@ -50,7 +50,7 @@ class ObjectInfo:
 
 @dataclass(frozen=True, slots=True)
 class Folder:
-    """What an object bucket has right under a prefix, as a directory has files and directories.
+    """What an object bucket has right under a prefix, as a directory has files and directories. Hashable.
 
     Attributes:
         prefix: the prefix that was listed.
