@@ -74,6 +74,9 @@ WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"headers": {"A": "1\r\nB: 2"}}, InvalidHeaderError, "line breaks"),
     ({"metadata": [("a", "b")]}, TypeError, "metadata must be a mapping of str to str, not list"),
     ({"metadata": {"a": 1}}, TypeError, "metadata maps a str to a str, not 'a' to int"),
+    ({"description": "\ud800"}, ValueError, "description cannot be encoded"),
+    ({"metadata": {"\ud800": "a"}}, ValueError, "a name in metadata cannot be encoded"),
+    ({"metadata": {"a": "\ud800"}}, ValueError, "metadata 'a' cannot be encoded"),
     ({"metadata": {1: "a"}}, TypeError, "metadata maps a str to a str, not 1 to str"),
 ]
 

@@ -96,6 +96,7 @@ class Describing(Writing):
             RevisionMismatchError: it is not at the revision ``if_match``.
             BucketSealedError: the bucket is sealed.
             InvalidHeaderError: a header that no message could carry; nothing was sent.
+            ValueError: description or metadata with lone surrogates; nothing was sent.
             ValueTooLargeError: name, description, headers and metadata are more than the server takes in one message.
         """
         fields = said(description=description, headers=headers, metadata=metadata)

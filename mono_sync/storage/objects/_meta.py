@@ -66,12 +66,13 @@ def said(*, description: str | None, headers: Headers | None, metadata: Metadata
     Raises:
         TypeError: they hold something that is no str.
         InvalidHeaderError: a header that no message could carry.
+        ValueError: description or metadata with lone surrogates, which others could not read.
     """
     fields: Json = {}
     if description is not None:
         if not isinstance(description, str):
             raise TypeError(f"description must be a str, not {type(description).__name__}")
-        fields["description"] = description
+        fields["description"] = _encodable(description, "description")
     if headers is not None:
         fields["headers"] = _values(headers)
     if metadata is not None:
@@ -80,8 +81,18 @@ def said(*, description: str | None, headers: Headers | None, metadata: Metadata
         for name, value in metadata.items():
             if not isinstance(name, str) or not isinstance(value, str):
                 raise TypeError(f"metadata maps a str to a str, not {name!r} to {type(value).__name__}")
+            _encodable(name, "a name in metadata")
+            _encodable(value, f"metadata {name!r}")
         fields["metadata"] = dict(metadata)
     return fields
+
+
+def _encodable(text: str, what: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{what} cannot be encoded: {error.reason}") from None
+    return text
 
 
 def _values(headers: Headers) -> dict[str, list[str]]:

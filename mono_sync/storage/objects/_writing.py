@@ -111,7 +111,8 @@ class Writing(Reading):
             ValueTooLargeError: name, description, headers and metadata are more than the server takes in one message.
             UploadLostError: its chunks are gone: somebody has reset the bucket. `OutcomeUnknownError` if the last step
                 was on its way by then.
-            ValueError: a ttl of less than a second, or longer than the server can count.
+            ValueError: a ttl of less than a second, or longer than the server can count; description or metadata with
+                lone surrogates.
             UnsupportedByServerError: a ttl, and a server that knows none.
             BucketConfigError: a ttl, and a bucket that another client made without a TTL per message.
         """
