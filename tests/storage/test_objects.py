@@ -159,19 +159,6 @@ def test_longest_name_works_with_every_call(any_objects: ObjectBucket) -> None:
     assert not any_objects.exists(key)
 
 
-@pytest.mark.parametrize("value", ["text", 5, None])
-def test_content_that_is_not_bytes_like_is_refused(objects: ObjectBucket, value: Any) -> None:
-    with pytest.raises(TypeError, match="must be bytes, bytearray or memoryview"):
-        objects.put("k", value)
-    assert raw_objects(objects).state["last_seq"] == 0
-
-
-@pytest.mark.parametrize("value", [bytearray(b"abc"), memoryview(b"aXbXcX")[::2], memoryview(b"abc")])
-def test_bytes_like_content_is_taken(any_objects: ObjectBucket, value: Any) -> None:
-    any_objects.put("k", value)
-    assert any_objects.get("k") == b"abc"
-
-
 @pytest.mark.parametrize(
     ("options", "rule"),
     [

@@ -5,8 +5,9 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 from typing import Any, Final, NamedTuple
 
+from typing_extensions import Buffer
+
 from mono_sync._durations import DEFAULT, Deadline, Duration, Timeout, to_ttl
-from mono_sync.adapter import Payload, check_payload
 from mono_sync.connection import CoreConnection, Json, StoredMessage, direct_question
 from mono_sync.errors import ObjectExistsError
 from mono_sync.storage._config import MAX_SECONDS
@@ -61,14 +62,14 @@ class Writing(Reading):
             max_age=info["config"].get("max_age", 0) / 1e9,
         )
 
-    def set(self, key: str, data: Payload, *, ttl: Duration | None = None, timeout: Timeout = DEFAULT) -> None:
+    def set(self, key: str, data: Buffer, *, ttl: Duration | None = None, timeout: Timeout = DEFAULT) -> None:
         """Store an object, replacing what was there. Arguments and errors as for `put`."""
         self.put(key, data, ttl=ttl, timeout=timeout)
 
     def put(
         self,
         key: str,
-        data: Payload,
+        data: Buffer,
         *,
         description: str = "",
         headers: Headers | None = None,
@@ -87,7 +88,7 @@ class Writing(Reading):
 
         Args:
             key: its name.
-            data: its bytes.
+            data: its bytes, as anything bytes-like: ``bytes``, a ``memoryview``, an ``mmap``, an ``array``.
             description: for people.
             headers: by name, one value or several; ``Content-Type`` tells others what it is.
             metadata: custom values by name.
@@ -116,11 +117,11 @@ class Writing(Reading):
             UnsupportedByServerError: a ttl, and a server that knows none.
             BucketConfigError: a ttl, and a bucket that another client made without a TTL per message.
         """
-        deadline, view = self._deadline(timeout), _sliceable(data)
+        deadline = self._deadline(timeout)
         condition = Condition.of(self._name, key, if_match)
         described = Described(description, headers, metadata)
         upload, size = self._begin(key, condition, described, ttl=ttl, longest=deadline.remaining)
-        with Ending(upload.abort, deadline):
+        with _view_of(data) as view, Ending(upload.abort, deadline):  # an mmap cannot be closed before
             for start in range(0, len(view), size):
                 upload.add(bytes(view[start : start + size]), deadline)
             return upload.finish(deadline)
@@ -388,12 +389,15 @@ class Writing(Reading):
         return seconds
 
 
-def _sliceable(data: Payload) -> bytes | memoryview:
-    """Return the bytes of an object without copying them.
+def _view_of(data: Buffer) -> memoryview:
+    """Return the bytes of an object, without a copy where they lie one after the other.
 
     Raises:
         TypeError: it is not bytes-like; for a str the message says to encode it.
     """
-    if isinstance(data, (bytearray, memoryview)) and memoryview(data).c_contiguous:
-        return memoryview(data).cast("B")
-    return check_payload(data)
+    try:
+        view = memoryview(data)
+    except TypeError:
+        hint = ": call .encode() first" if isinstance(data, str) else ""
+        raise TypeError(f"the content of an object must be bytes-like, not {type(data).__name__}{hint}") from None
+    return view.cast("B") if view.c_contiguous and view.nbytes else memoryview(view.tobytes())
