@@ -125,7 +125,7 @@ class Watcher(Generic[V_co]):
             CodecError: a value cannot be decoded. The next call begins where this one did, without that entry.
         """
         deadline, follower = Deadline.of(timeout, self._default_timeout), self._follower
-        follower.check()
+        self._check(deadline)
         entries: list[Entry[V_co]] = []
         mark = follower.mark()
         try:
@@ -134,7 +134,7 @@ class Watcher(Generic[V_co]):
         except BaseException as error:
             follower.rewind(mark)
             if isinstance(error, MonoError):
-                self._explain(error, deadline, "watching", self._pattern)
+                self._fail(error, deadline)
             raise
         if self._whole_history:
             return list(filter(self._is_wanted, entries))
@@ -168,6 +168,8 @@ class Watcher(Generic[V_co]):
         except OperationTimeoutError as error:
             what, hint = f"waiting for a reader of {self!r}", "it takes a thread that reads; or use snapshot()"
             raise OperationTimeoutError(what, deadline.timeout, hint, sent=False) from error
+        except ClosedError as error:
+            self._fail(error, deadline)
 
     @property
     def position(self) -> int:
@@ -210,7 +212,19 @@ class Watcher(Generic[V_co]):
                 if entry is not None and self._is_wanted(entry):
                     return entry
         except MonoError as error:
-            self._explain(error, deadline, "watching", self._pattern)
+            self._fail(error, deadline)
+
+    def _check(self, deadline: Deadline) -> None:
+        try:
+            self._follower.check()
+        except MonoError as error:
+            self._fail(error, deadline)
+
+    def _fail(self, error: MonoError, deadline: Deadline) -> NoReturn:
+        """Raise an error in the words of the bucket."""
+        if type(error) is ClosedError and self._follower.stopped:
+            raise ClosedError(f"the watcher of {self._pattern!r} in bucket {self._bucket!r} was stopped") from error
+        self._explain(error, deadline, "watching", self._pattern)
 
     def _is_wanted(self, entry: Entry[Any]) -> bool:
         return not (self._ignore_deletes and entry.removed)

@@ -12,6 +12,7 @@ import pytest
 import mono_sync
 from mono_sync import (
     BucketNotFoundError,
+    ClosedError,
     Entry,
     FSBucketConfig,
     ObjectBucket,
@@ -183,6 +184,16 @@ def test_wrong_options_are_refused(
 def test_repr_names_prefix_and_bucket(objects: ObjectBucket) -> None:
     with objects.watch("a/") as watcher:
         assert repr(watcher) == f"<Watcher of 'a/' in bucket '{objects.name}', at 0>"
+
+
+def test_watcher_that_was_stopped_names_itself_and_its_bucket(objects: ObjectBucket) -> None:
+    objects.put("a/x", b"v")
+    watcher = objects.watch("a/")
+    watcher.stop()
+    for call in (watcher.next, watcher.snapshot, watcher.wait_synced):
+        with pytest.raises(ClosedError, match=rf"^the watcher of 'a/' in bucket '{objects.name}' was stopped$"):
+            call()
+    assert list(watcher) == []
 
 
 # --- what other clients may have stored
