@@ -155,9 +155,11 @@ class Resumption:
             return None
         size, digest = _read_prefix(newest)
         looked = time.monotonic()
-        now, chunks = self._count()
+        now, chunks, expires = self._count()
         if chunks != -(-size // self._chunk_size):
-            raise ChunksLostError(f"{chunks} chunks are left of those before byte {size}")
+            why = "the bucket's ttl has removed some, or another" if expires else "another"
+            left = f"{chunks} chunks are left of those before byte {size}"
+            raise ChunksLostError(f"{left}; perhaps {why} upload goes by the same resume")
         content = self._hash(size)
         if content.hexdigest() != digest:
             raise ChunksLostError(f"the {size} bytes that were stored before are not those of the file")
@@ -180,11 +182,13 @@ class Resumption:
             self._stream, self._subject, lambda newest: newest.sequence == found.newest, self._deadline
         )
 
-    def _count(self) -> tuple[datetime, int]:
+    def _count(self) -> tuple[datetime, int, bool]:
+        """Return the server's time, how many chunks there are, and whether they expire with the bucket's ttl."""
         query = {"subjects_filter": self._subject}
         answer = self._jetstream.api(f"STREAM.INFO.{self._stream}", query, self._deadline)
         now = parse_time(answer["ts"]) if "ts" in answer else datetime.now(UTC)
-        return now, int((answer["state"].get("subjects") or {}).get(self._subject, 0))
+        chunks = int((answer["state"].get("subjects") or {}).get(self._subject, 0))
+        return now, chunks, bool(answer["config"].get("max_age"))
 
     def _hash(self, size: int) -> hashlib._Hash:
         """Return the hash of the first so many bytes of the file, or of all if it has less."""
