@@ -17,6 +17,7 @@ from mono_sync.errors import StorageError
 from mono_sync.storage.objects._info import ObjectInfo
 from mono_sync.storage.objects._lone_stream import LoneStream, alone
 from mono_sync.storage.objects._source import Source
+from mono_sync.storage.objects._views import room_in
 
 P = ParamSpec("P")
 
@@ -119,7 +120,7 @@ class ObjectReader(LoneStream):
     @alone
     def readinto(self, buffer: Buffer, /) -> int:
         """Fill a buffer, as far as there are bytes, and return how many."""
-        with _bytes_of(buffer) as view:
+        with room_in(buffer) as view:
             filled = 0
 
             def put(piece: memoryview) -> None:
@@ -133,7 +134,7 @@ class ObjectReader(LoneStream):
     @alone
     def readinto1(self, buffer: Buffer, /) -> int:
         """Put bytes of one chunk into a buffer, at least one before the end, and return how many."""
-        with _bytes_of(buffer) as view:
+        with room_in(buffer) as view:
             piece = self._piece(self._clamp(len(view)), need=len(view))
             view[: len(piece)] = piece
             self._position += len(piece)
@@ -359,10 +360,3 @@ class TextObjectReader(io.TextIOWrapper):
 
 def _wanted(size: int | None) -> int:
     return -1 if size is None else operator.index(size)
-
-
-def _bytes_of(buffer: Buffer) -> memoryview:
-    view = memoryview(buffer)
-    if view.readonly:
-        raise TypeError(f"a buffer that can be written to is wanted, not {type(buffer).__name__}")
-    return view.cast("B")

@@ -18,6 +18,7 @@ from mono_sync.errors import StorageError
 from mono_sync.storage.objects._info import ObjectInfo
 from mono_sync.storage.objects._lone_stream import LoneStream, alone
 from mono_sync.storage.objects._upload import Upload
+from mono_sync.storage.objects._views import view_of
 
 
 class ObjectWriter(LoneStream):
@@ -67,11 +68,10 @@ class ObjectWriter(LoneStream):
         """
         if isinstance(data, str):
             raise TypeError("a bytes-like object is required, not 'str': call .encode(), or open with mode 'w'")
-        view = memoryview(data)
-        view = view.cast("B") if view.c_contiguous else memoryview(view.tobytes())
-        self._work(functools.partial(self._take, view))
-        self._position += len(view)
-        return len(view)
+        with view_of(data) as view:
+            self._work(functools.partial(self._take, view))
+            self._position += len(view)
+            return len(view)
 
     def flush(self) -> None:
         """Wait until the server has acknowledged what can be sent.
@@ -175,19 +175,18 @@ class ObjectWriter(LoneStream):
             self._failure = error
 
     def _take(self, view: memoryview, deadline: Deadline) -> None:
-        buffer, size = self._buffer, self._size
+        buffer, size, taken = self._buffer, self._size, 0
         if buffer or len(view) < size:
-            room = size - len(buffer)
-            buffer += view[:room]
-            view = view[room:]
+            taken = min(size - len(buffer), len(view))
+            buffer += view[:taken]
             if len(buffer) < size:
                 return
             self._upload.add(bytes(buffer), deadline)
             buffer.clear()
-        whole = len(view) - len(view) % size
-        for start in range(0, whole, size):
-            self._upload.add(bytes(view[start : start + size]), deadline)
-        buffer += view[whole:]
+        while taken + size <= len(view):
+            self._upload.add(bytes(view[taken : taken + size]), deadline)
+            taken += size
+        buffer += view[taken:]
 
     def _deadline(self) -> Deadline:
         return Deadline.of(self._timeout, None)

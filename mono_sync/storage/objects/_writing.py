@@ -31,6 +31,7 @@ from mono_sync.storage.objects._sinks import Sinks
 from mono_sync.storage.objects._source_file import Chunks, Readable, check_readable, size_of
 from mono_sync.storage.objects._sweep import Sweep, check_grace, described_in
 from mono_sync.storage.objects._upload import COMMIT_TIME, Ending, Upload
+from mono_sync.storage.objects._views import view_of
 from mono_sync.storage.objects._writer import ObjectWriter
 
 _LONGEST_TTL: Final = MAX_SECONDS - 2**32  # the server adds it to the seconds since 1970, and would overflow unnoticed
@@ -121,7 +122,7 @@ class Writing(Reading):
         condition = Condition.of(self._name, key, if_match)
         described = Described(description, headers, metadata)
         upload, size = self._begin(key, condition, described, ttl=ttl, longest=deadline.remaining)
-        with _view_of(data) as view, Ending(upload.abort, deadline):  # an mmap cannot be closed before
+        with view_of(data) as view, Ending(upload.abort, deadline):
             for start in range(0, len(view), size):
                 upload.add(bytes(view[start : start + size]), deadline)
             return upload.finish(deadline)
@@ -387,17 +388,3 @@ class Writing(Reading):
             raise ValueError(f"ttl must be at most {_LONGEST_TTL} seconds, the server's largest: {ttl!r}")
         self._connection.server_info.require("a TTL per object", "2.11.0")
         return seconds
-
-
-def _view_of(data: Buffer) -> memoryview:
-    """Return the bytes of an object, without a copy where they lie one after the other.
-
-    Raises:
-        TypeError: it is not bytes-like; for a str the message says to encode it.
-    """
-    try:
-        view = memoryview(data)
-    except TypeError:
-        hint = ": call .encode() first" if isinstance(data, str) else ""
-        raise TypeError(f"the content of an object must be bytes-like, not {type(data).__name__}{hint}") from None
-    return view.cast("B") if view.c_contiguous and view.nbytes else memoryview(view.tobytes())
