@@ -37,7 +37,7 @@ _PATIENCE = 1.5
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.02, 0.5
 NO_MESSAGE = 10037
 NO_CONSUMER = 10014
-_NOT_THERE = 10057  # what is to be removed
+_NOT_THERE = frozenset({10043, 10057})  # what is to be removed
 _LONG_SUBJECT = 2000
 _CONSUMER_LIFETIME_NS = 10_000_000_000  # without a pull; an order to delete may overtake the one to create
 _PULL_TIME = 1.0
@@ -130,9 +130,10 @@ class JetStream:
         """Remove all messages before a sequence; doing it twice does no more."""
         self.api(f"STREAM.PURGE.{stream}", {"seq": sequence}, deadline)
 
-    def purge(self, stream: str, subject: str, deadline: Deadline) -> int:
-        """Remove the messages of a subject; return how many."""
-        return int(self.api(f"STREAM.PURGE.{stream}", {"filter": subject}, deadline, repeat=False)["purged"])
+    def purge(self, stream: str, subject: str, deadline: Deadline, *, before: int = 0) -> int:
+        """Remove the messages of a subject, or those before a sequence; return how many."""
+        query = {"filter": subject, **({"seq": before} if before else {})}
+        return int(self.api(f"STREAM.PURGE.{stream}", query, deadline, repeat=False)["purged"])
 
     def remove_newest(
         self, stream: str, subject: str, wanted: Callable[[StoredMessage], bool], deadline: Deadline
@@ -155,7 +156,7 @@ class JetStream:
             except OtherServerError:
                 continue
             except JetStreamAPIError as error:
-                if error.err_code != _NOT_THERE or refused == newest.sequence:  # else it has just been removed
+                if error.err_code not in _NOT_THERE or refused == newest.sequence:  # else it has just been removed
                     raise
                 refused = newest.sequence
 

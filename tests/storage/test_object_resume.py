@@ -24,11 +24,13 @@ from mono_sync.adapter import parse_header_block
 from mono_sync.connection import Json, StoredMessage
 from mono_sync.storage.objects import _sweep, _upload, _writing
 from mono_sync.storage.objects._committing import Commit
+from mono_sync.storage.objects._resuming import Found, Resumption
+from mono_sync.storage.objects._sinks import Sinks
 from tests.fixtures.processes import Program
 from tests.fixtures.servers import RunNatsServer
 from tests.fixtures.waiting import wait_until
 from tests.storage.conftest import NewObjects
-from tests.storage.helpers import LIVE, chunk_subjects, raw_objects, restart_at_a_removal
+from tests.storage.helpers import LIVE, CutProxy, chunk_subjects, raw_objects, restart_at_a_removal, through
 
 CHUNK = 512 * 1024
 CONTENT = random.Random(1).randbytes(10 * CHUNK + 5)
@@ -387,22 +389,29 @@ def test_two_uploads_of_one_text_at_a_time_leave_one_whole_object(objects: Objec
     assert list(chunk_subjects(objects).values()) == [11]
 
 
-@pytest.mark.parametrize("then", [ObjectBucket.delete, partial(ObjectBucket.put, data=b"newer")])
+OTHERS_GO_ON = [ObjectBucket.delete, partial(ObjectBucket.put, data=b"newer")]
+
+
+@pytest.mark.parametrize("then", OTHERS_GO_ON)
+@pytest.mark.parametrize("all_there", [True, False])
 def test_nothing_is_built_on_chunks_that_another_upload_of_one_text_has_described_and_lost(
-    objects: ObjectBucket, then: Callable[[ObjectBucket, str], object]
+    any_objects: ObjectBucket, then: Callable[[ObjectBucket, str], object], all_there: bool
 ) -> None:
-    with pytest.raises(RevisionMismatchError):
-        objects.put_reader("k", io.BytesIO(CONTENT), resume="t", if_match=99)
+    objects = any_objects
+    if all_there:
+        with pytest.raises(RevisionMismatchError):
+            objects.put_reader("k", io.BytesIO(CONTENT), resume="t", if_match=99)
     told = list[int]()
 
     def be_overtaken(done: int, _total: int | None) -> None:
         told.append(done)
-        objects.put_reader("k", io.BytesIO(CONTENT), resume="t")
-        then(objects, "k")
+        if done == len(CONTENT):
+            objects.put_reader("k", io.BytesIO(CONTENT), resume="t")
+            then(objects, "k")
 
-    with pytest.raises(UploadLostError, match="another version was stored meanwhile"):
+    with pytest.raises(UploadLostError, match="another version has been stored since"):
         objects.put_reader("k", io.BytesIO(CONTENT), resume="t", progress=be_overtaken)
-    assert told == [len(CONTENT)]
+    assert told[-1] == len(CONTENT)
     assert objects.get("k", b"none") in (b"newer", b"none")
     objects.put_reader("k", io.BytesIO(CONTENT), resume="t")
     assert objects.get("k") == CONTENT
@@ -425,6 +434,58 @@ def test_upload_of_one_text_does_not_begin_on_top_of_what_another_one_has_begun_
     assert list(chunk_subjects(objects).values()) == [2]
     objects.put_reader("k", io.BytesIO(CONTENT), resume="t")
     assert objects.get("k") == CONTENT
+
+
+@pytest.mark.parametrize("then", OTHERS_GO_ON)
+def test_nothing_is_built_on_chunks_that_are_about_to_be_removed(
+    any_objects: ObjectBucket, then: Callable[[ObjectBucket, str], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    any_objects.put_reader("k", io.BytesIO(CONTENT), resume="t")
+    discard = Sinks.discard
+
+    def repeat_the_upload_first(*arguments: Any, **options: Any) -> None:
+        monkeypatch.undo()
+        with pytest.raises(UploadLostError, match="another version has been stored since"):
+            any_objects.put_reader("k", io.BytesIO(CONTENT), resume="t")
+        discard(*arguments, **options)
+
+    monkeypatch.setattr(Sinks, "discard", repeat_the_upload_first)
+    then(any_objects, "k")
+    assert discard is Sinks.discard
+    assert any_objects.get("k", b"none") in (b"newer", b"none")
+    any_objects.put_reader("k", io.BytesIO(CONTENT), resume="t")
+    assert any_objects.get("k") == CONTENT
+
+
+def test_chunks_of_a_later_upload_by_the_same_name_are_not_removed_with_those_before(any_objects: ObjectBucket) -> None:
+    first = any_objects.put_reader("k", io.BytesIO(CONTENT), resume="t")
+    any_objects.put("k", b"newer")
+    second = any_objects.put_reader("k", io.BytesIO(CONTENT), resume="t")
+    assert second.nuid == first.nuid
+    any_objects._sinks.discard(first.nuid, Deadline(5), before=first.revision)  # as one whose answer was lost does
+    assert any_objects.get("k") == CONTENT
+
+
+def test_last_chunk_is_taken_back_once_though_the_answer_is_lost(
+    any_connection: Connection, any_objects: ObjectBucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with CutProxy(any_connection.server_info.url) as proxy, through(proxy, any_connection, any_objects) as objects:
+        with pytest.raises(RevisionMismatchError):
+            objects.put_reader("k", io.BytesIO(CONTENT), resume="t", if_match=99)
+        monkeypatch.setattr(_writing, "COMMIT_TIME", 0.0)
+        proxy.cut_at(b".MSG.DELETE.", after=True)
+        with monkeypatch.context() as patch:
+            taken_back = Resumption.take_back
+
+            def once(resumption: Resumption, found: Found) -> None:
+                taken_back(resumption, found)
+                patch.undo()
+                monkeypatch.setattr(_writing, "COMMIT_TIME", 120.0)
+
+            patch.setattr(Resumption, "take_back", once)
+            objects.put_reader("k", io.BytesIO(CONTENT), resume="t")
+        assert proxy.cuts == 1
+        assert any_objects.get("k") == CONTENT
 
 
 def test_upload_of_which_all_is_there_ends_though_the_same_one_has_just_ended_elsewhere(objects: ObjectBucket) -> None:

@@ -35,7 +35,7 @@ from mono_sync.storage.objects._at_once import AtOnce
 from mono_sync.storage.objects._clean_up import clean_up_deadline
 from mono_sync.storage.objects._info import ObjectInfo
 from mono_sync.storage.objects._meta import read_meta
-from mono_sync.storage.objects._sink import ChunksLostError, Sink
+from mono_sync.storage.objects._sink import OVERTAKEN, ChunksLostError, Sink
 from mono_sync.storage.objects._sinks import Sinks
 
 _NONE_THERE: Final = 404
@@ -227,11 +227,11 @@ class Commit:
                 newest = self._look(deadline)
                 replaced = self.check(newest)
                 if firm and (replaced or {}).get("nuid") != meta["nuid"]:
-                    reason = "another version was stored meanwhile; the same call may still go on with it"
-                    raise ChunksLostError(reason) from error
+                    raise ChunksLostError(OVERTAKEN) from error
             else:
                 if replaced is not None and replaced.get("nuid") != meta["nuid"]:
-                    self._sinks.discard(replaced.get("nuid", ""), clean_up_deadline(None, deadline))
+                    clean_up = clean_up_deadline(None, deadline)
+                    self._sinks.discard(replaced.get("nuid", ""), clean_up, before=expected)
                 return revision
 
     def _store(self, payload: bytes, expected: int, deadline: Deadline, sink: Sink | None) -> int:

@@ -15,7 +15,7 @@ from mono_sync.connection import JetStream, Json, StoredMessage, parse_time
 from mono_sync.errors import OperationTimeoutError
 from mono_sync.storage.objects._lifetime import TTL
 from mono_sync.storage.objects._meta import digest_of
-from mono_sync.storage.objects._sink import ChunksLostError
+from mono_sync.storage.objects._sink import OVERTAKEN, ChunksLostError
 
 PREFIX: Final = "Mono-Sync-Prefix"
 """Header of chunks that can be gone on from: how many bytes end with this one, and their digest."""
@@ -165,6 +165,8 @@ class Resumption:
             raise ChunksLostError(f"the {size} bytes that were stored before are not those of the file")
         first = self._jetstream.next_of(self._stream, self._subject, 1, self._deadline)
         complete = not self._file.read(1)
+        if complete and before is not None and before.sequence > newest.sequence:
+            raise ChunksLostError(OVERTAKEN)
         self._file.seek(self._start + size)
         compared = time.monotonic() - looked  # a large file takes minutes
         age = (now - (first or newest).time).total_seconds() + compared

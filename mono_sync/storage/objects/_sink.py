@@ -43,6 +43,9 @@ STALE: Final = 120.0
 Where the bucket removes what is older than that in any case, it looks sooner.
 """
 
+OVERTAKEN: Final = "another version has been stored since, and may have removed its chunks"
+"""What becomes of an upload of which another process has the same chunks, and may have described them."""
+
 _ID: Final = "Nats-Msg-Id"
 _PATIENCE: Final = 1.5  # a server that dies in a cluster takes its answers along, and no connection breaks
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.02, 0.5

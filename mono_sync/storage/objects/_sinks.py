@@ -76,13 +76,16 @@ class Sinks:
             max_age=self._max_age,
         )
 
-    def discard(self, nuid: str, deadline: Deadline) -> None:
-        """Remove the chunks of a version that nothing refers to; what cannot be removed in time is left behind."""
+    def discard(self, nuid: str, deadline: Deadline, *, before: int = 0) -> None:
+        """Remove the chunks of a version that nothing refers to; what cannot be removed in time is left behind.
+
+        With ``before``, a sequence, only those that were stored earlier: an upload may go by the same name since.
+        """
         if not _NUID.fullmatch(nuid):  # none, or no name of chunks, which other clients may have stored
             return
         while True:
             try:
-                self._jetstream.purge(self._stream, self.subject(nuid), deadline)
+                self._jetstream.purge(self._stream, self.subject(nuid), deadline, before=before)
                 return
             except ConnectionLostError:
                 continue  # purging twice does no harm

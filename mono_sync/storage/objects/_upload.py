@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Final, NoReturn
 
 from mono_sync._durations import Deadline
-from mono_sync.connection import Json, Write
+from mono_sync.connection import Json, StoredMessage, Write
 from mono_sync.errors import BucketSealedError, StorageError, UploadLostError
 from mono_sync.storage.objects._at_once import AtOnce
 from mono_sync.storage.objects._clean_up import clean_up_deadline
@@ -68,7 +68,7 @@ class Upload:
         self._hash = hashlib.sha256()
         self._held: tuple[bytes, dict[str, str]] | None = None  # the last so far: the last of all is sent otherwise
         self._at_once: AtOnce | None = None
-        self._found: Found | None = None
+        self._replaces: tuple[StoredMessage | None] | None = None  # all that it may take the place of; None: anything
         self._resumable = resumable
         self._ended = False
 
@@ -96,7 +96,7 @@ class Upload:
                 if found.ttl != self._ttl:
                     raise ChunksLostError("what was stored before was to live for another time")
                 self.size, self._hash = found.size, found.content
-                self._found = found
+                self._replaces = (found.before,)
                 self._sink.go_on(found.chunks, found.newest, found.size, age=found.age, idle=found.idle)
 
     def flush(self, deadline: Deadline) -> None:
@@ -109,6 +109,8 @@ class Upload:
         with self._guarded(deadline):
             done = None
             if self._held is not None:
+                if self._resumable:  # whoever has the last chunk stored from here on has not replaced anything yet
+                    self._replaces = (self._commit.look({}, deadline),)
                 last = self._send_last(*self._held, deadline, reporter)
                 deadline = deadline.at_most(COMMIT_TIME)
                 done = self._end_last(last, deadline)
@@ -138,12 +140,12 @@ class Upload:
         return None if at_once is None or revision is None else (at_once.meta, revision)
 
     def _store_description(self, deadline: Deadline, reporter: Reporter) -> tuple[Json, int]:
-        found = self._found if self._held is None else None  # nothing holds on to the chunks that were all there
-        newest = self._commit.look(self._sink.answers, deadline) if found is None else found.before
+        firm = self._replaces is not None
+        (newest,) = self._replaces or (self._commit.look(self._sink.answers, deadline),)
         reporter.report(self.size)
         self._check_lifetime()
         meta = self._described(self._sink.count)
-        return meta, self._commit.commit(meta, newest, deadline, self._sink, firm=found is not None)
+        return meta, self._commit.commit(meta, newest, deadline, self._sink, firm=firm)
 
     def _described(self, chunks: int) -> Json:
         content = {"size": self.size, "chunks": chunks, "digest": digest_of(self._hash), "mtime": new_time()}

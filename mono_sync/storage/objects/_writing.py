@@ -176,8 +176,8 @@ class Writing(Reading):
             ValueError: ``resume``, and a file that cannot seek.
             UploadLostError: with ``ttl``: it took longer than it may. With ``resume``: what was stored before is not
                 the beginning of the file, was to live for another ``ttl``, or a sweep has given it up; begin anew with
-                another text. Or all of it was there, and ``progress`` stood still before the last step, or somebody
-                stored another version at that moment; the same call may still go on.
+                another text. So it is where another version was stored since all of it was, but for the last step. Or
+                ``progress`` stood still before that; the same call may still go on.
             BlockingIOError: the file does not block, and has no data now.
             Exception: whatever the file or ``progress`` raises. Otherwise as `put`.
         """
