@@ -21,7 +21,7 @@ Headers: TypeAlias = Mapping[str, str | Sequence[str]]
 Metadata: TypeAlias = Mapping[str, str]
 
 _FIELDS = {"name": str, "nuid": str, "mtime": str, "digest": str, "description": str, "size": int, "chunks": int}
-_NUID = re.compile(r"[^\s.*>]+")  # of any client: one token of a subject
+_NUID = re.compile(r"[^\s.*>\ud800-\udfff]+")  # of any client: one token of a subject
 _NO_TIME = "0001-01-01"  # what Go clients store: there the time of the message counts
 _MESSAGE_HEADERS = 256  # of a description, at most
 
@@ -181,7 +181,7 @@ def _no_description(bucket: str, subject: str, reason: str) -> StorageError:
         advice = "it is of no object, and other NATS clients can remove it"
         return StorageError(f"bucket {bucket!r}: {subject} does not describe an object: {reason} ({advice})")
     what = f"what is stored of {name!r} does not describe an object: {reason}"
-    return StorageError(f"bucket {bucket!r}: {what} (delete it, or put an object over it)")
+    return StorageError(f"bucket {bucket!r}: {what} (delete it)")
 
 
 def is_deletion(bucket: str, message: StoredMessage) -> bool:
@@ -216,12 +216,19 @@ def _all_of(values: str | list[str]) -> tuple[str, ...]:
     return (values,) if isinstance(values, str) else tuple(values)  # nats-py stores a str as it is given
 
 
+def _target(link: dict[str, str] | None) -> str | None:
+    if link is None:
+        return None
+    if not link.get("bucket"):
+        raise ValueError("it is a link to nothing")
+    return "/".join(filter(None, (link["bucket"], link.get("name"))))
+
+
 def to_info(bucket: str, meta: Json, revision: int) -> ObjectInfo:
     """Return a description as our own type."""
     headers = {name: _all_of(values) for name, values in (meta.get("headers") or {}).items()}
     metadata = {name: str(value) for name, value in (meta.get("metadata") or {}).items()}
     options = meta.get("options") or {}
-    link = options.get("link")
     return ObjectInfo(
         bucket=bucket,
         name=meta["name"],
@@ -233,7 +240,7 @@ def to_info(bucket: str, meta: Json, revision: int) -> ObjectInfo:
         description=meta.get("description", ""),
         headers=headers,
         revision=revision,
-        link=None if link is None else "/".join(filter(None, (link.get("bucket"), link.get("name")))),
+        link=_target(options.get("link")),
         metadata=metadata,
         chunk_size=max(0, int(options.get("max_chunk_size") or 0)),
     )
