@@ -615,9 +615,12 @@ class KeyNotFoundError(StorageError, KeyError):
         self.bucket = bucket
         self.key = key
         self.revision = revision
-        at = "" if revision is None else f" has no revision {revision}"
+        super().__init__(self._describe())
+
+    def _describe(self) -> str:
+        at = "" if self.revision is None else f" has no revision {self.revision}"
         verb = "" if at else " not found"
-        super().__init__(f"{self._what} {key!r}{verb}{at} in bucket {bucket!r}")
+        return f"{self._what} {self.key!r}{verb}{at} in bucket {self.bucket!r}"
 
 
 class ObjectNotFoundError(KeyNotFoundError, FileNotFoundError):
@@ -631,10 +634,15 @@ class ObjectNotFoundError(KeyNotFoundError, FileNotFoundError):
     _what = "object"
 
     def __init__(self, bucket: str, key: str, revision: int | None = None, *, link: str | None = None) -> None:
-        super().__init__(bucket, key, revision)
         self.link = link
-        if link is not None:
-            self.args = (f"object {key!r} of bucket {bucket!r} is a link that leads to {link!r}, which is not there",)
+        super().__init__(bucket, key, revision)
+
+    def _describe(self) -> str:
+        if self.link is None:
+            return super()._describe()
+        return (
+            f"object {self.key!r} of bucket {self.bucket!r} is a link that leads to {self.link!r}, which is not there"
+        )
 
 
 class ConflictError(StorageError):
