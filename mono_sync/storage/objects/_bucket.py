@@ -15,7 +15,7 @@ from mono_sync.storage.objects._modes import (
     TextWriting,
     parse_mode,
 )
-from mono_sync.storage.objects._reader import ObjectReader, TextObjectReader, UnderText
+from mono_sync.storage.objects._reader import ObjectReader, TextObjectReader
 from mono_sync.storage.objects._writer import ObjectWriter, TextObjectWriter
 
 
@@ -152,7 +152,7 @@ class ObjectBucket(Describing):
                 raise ValueError(f"mode {mode!r} is for reading: what describes a new version goes with 'w' or 'x'")
             if not wanted.text:
                 return self.get_reader(key, timeout=timeout)
-            reader = self._new_reader(UnderText, key, timeout)
+            reader = self.get_reader(key, timeout=timeout)
             try:
                 return TextObjectReader(reader, mode, encoding=encoding, errors=errors, newline=newline)
             except BaseException:

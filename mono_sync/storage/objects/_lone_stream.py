@@ -7,13 +7,26 @@ import io
 import os
 import threading
 from collections.abc import Callable
-from typing import Concatenate, NoReturn, ParamSpec, TypeVar
+from threading import get_ident
+from typing import Any, Concatenate, NoReturn, ParamSpec, TypeVar
 
 from mono_sync.errors import ForkedError, StorageError
 
 P = ParamSpec("P")
 S = TypeVar("S", bound="LoneStream")
 T = TypeVar("T")
+X = TypeVar("X", bound="LoneText")
+
+_process = os.getpid()  # to ask for it anew costs more than all else that is done for a line of text
+
+
+def _note_process() -> None:
+    global _process  # noqa: PLW0603  # what a process knows of itself
+    _process = os.getpid()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_note_process)
 
 
 def alone(method: Callable[Concatenate[S, P], T]) -> Callable[Concatenate[S, P], T]:
@@ -30,6 +43,45 @@ def alone(method: Callable[Concatenate[S, P], T]) -> Callable[Concatenate[S, P],
             return method(self, *args, **kwargs)
 
     return call
+
+
+def in_turn(
+    spares: type[BaseException] | tuple[type[BaseException], ...] = BaseException,
+) -> Callable[[Callable[Concatenate[X, P], T]], Callable[Concatenate[X, P], T]]:
+    """Let a method of a text stream run in one thread at a time, from its beginning to its end.
+
+    The binary stream is free between two of its calls that one of the text stream makes. The thread may come again
+    from within, for C calls `flush` and `tell` by name. As for `alone`, the lock is one to wait for.
+
+    Args:
+        spares: errors that leave the stream as it was; after others something of it is lost. That is noted outside of
+            the lock, for an interrupt that comes as the lock is let go takes away what was read.
+    """
+
+    def decorate(method: Callable[Concatenate[X, P], T]) -> Callable[Concatenate[X, P], T]:
+        @functools.wraps(method)
+        def call(self: X, /, *args: P.args, **kwargs: P.kwargs) -> T:
+            me, owner = get_ident(), self._owner
+            if self._pid != _process or (owner is not None and owner != me):
+                self._refuse()
+            began = False
+            try:
+                with self._turn:
+                    began = True
+                    self._owner = me
+                    try:
+                        return method(self, *args, **kwargs)
+                    finally:
+                        self._owner = owner
+            except spares:
+                raise
+            except BaseException:
+                self._lost = self._lost or began
+                raise
+
+        return call
+
+    return decorate
 
 
 class LoneStream(io.BufferedIOBase):
@@ -53,3 +105,32 @@ class LoneStream(io.BufferedIOBase):
 
     def _in_use(self) -> StorageError:
         return StorageError(f"{self!r} is in use: one thread at a time")
+
+
+class LoneText(io.TextIOWrapper):
+    """A text stream around a `LoneStream`, for one thread at a time as well."""
+
+    mode: str
+
+    def __init__(
+        self, binary: LoneStream, mode: str, *, encoding: str | None, errors: str | None, newline: str | None
+    ) -> None:
+        self._turn = threading.RLock()
+        self._owner: int | None = None  # the thread that has the turn
+        self._pid = os.getpid()
+        self._lost = False
+        named: Any = binary  # both kinds of them are
+        super().__init__(named, encoding=encoding or "utf-8", errors=errors, newline=newline)
+        self.mode = mode
+
+    @property
+    def _binary(self) -> LoneStream:
+        binary = self.buffer
+        if not isinstance(binary, LoneStream):
+            raise ValueError("underlying buffer has been detached")  # noqa: TRY004  # as `io.TextIOWrapper` says
+        return binary
+
+    def _refuse(self) -> NoReturn:
+        binary = self._binary
+        binary._check_usable()  # noqa: SLF001  # the other half of this stream
+        raise binary._in_use()  # noqa: SLF001

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import functools
 import io
 import operator
 import os
 import warnings
 from collections.abc import Callable
-from typing import Any, Concatenate, Final, NoReturn, ParamSpec, Self
+from typing import Any, Final, NoReturn, Self, cast
 
 from typing_extensions import Buffer
 
 from mono_sync._durations import Deadline, Timeout
 from mono_sync.errors import StorageError
 from mono_sync.storage.objects._info import ObjectInfo
-from mono_sync.storage.objects._lone_stream import LoneStream, alone
+from mono_sync.storage.objects._lone_stream import LoneStream, LoneText, alone, in_turn
 from mono_sync.storage.objects._source import Source
 from mono_sync.storage.objects._views import room_in
 
-P = ParamSpec("P")
-
 _NOTHING: Final = (0, b"")
+_READABLE: Final = (TypeError, UnicodeError)  # after which a text stream is read on, as those of files are
 
 
 class ObjectReader(LoneStream):
@@ -267,61 +265,11 @@ class ObjectReader(LoneStream):
         self._position = position
 
 
-def _whole(read: Callable[Concatenate[UnderText, P], bytes]) -> Callable[Concatenate[UnderText, P], bytes]:
-    """Let a method be the last one, if it fails, until the position is changed.
-
-    What is noted before it is taken back where no interrupt can come any more between that and the text stream.
-    """
-
-    @functools.wraps(read)
-    def call(self: UnderText, /, *args: P.args, **kwargs: P.kwargs) -> bytes:
-        if self._in_call:
-            self._refuse()
-        self._in_call = True
-        try:
-            data = read(self, *args, **kwargs)
-        except BaseException:
-            self._lost = True
-            raise
-        self._in_call = False
-        return data
-
-    return call
-
-
-class UnderText(ObjectReader):
-    """The stream under one of text, which has lost what it had gathered when a call fails: none after that goes on."""
-
-    _in_call = False  # stays so where a call fails
-    _lost = False
-
-    @_whole
-    def read(self, size: int | None = -1, /) -> bytes:
-        """Return so many bytes."""
-        return super().read(size)
-
-    @_whole
-    def read1(self, size: int | None = -1, /) -> bytes:
-        """Return up to so many bytes of one chunk."""
-        return super().read1(size)
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
-        """Change the position: whoever does that knows where to go on."""
-        position = super().seek(offset, whence)
-        self._in_call = self._lost = False
-        return position
-
-    def _refuse(self) -> NoReturn:
-        self._check_usable()
-        if self._lost:
-            raise StorageError(f"object {self.name!r}: text was lost in a call that failed; seek, or open it anew")
-        raise self._in_use()
-
-
-class TextObjectReader(io.TextIOWrapper):
+class TextObjectReader(LoneText):
     """An object as a stream of text: an `ObjectReader` with an encoding.
 
-    A call that fails loses text, as those of all text streams do; until `seek` all others then raise `StorageError`.
+    A call that fails loses text, as those of all text streams do; reading and `tell` then raise `StorageError` until
+    `seek`. One that is refused for its argument, or because another thread is in the stream, loses nothing.
 
     Attributes:
         mode: as it was opened, ``"r"`` for example.
@@ -329,33 +277,73 @@ class TextObjectReader(io.TextIOWrapper):
 
     mode: str
 
-    def __init__(
-        self, binary: ObjectReader, mode: str, *, encoding: str | None, errors: str | None, newline: str | None
-    ) -> None:
-        super().__init__(binary, encoding=encoding or "utf-8", errors=errors, newline=newline)
-        self.mode = mode
-
     @property
     def info(self) -> ObjectInfo:
         """What the bucket knew of the object when it was opened; of a link, its target."""
         return self._binary.info
 
+    @in_turn(_READABLE)
+    def read(self, size: int | None = -1, /) -> str:
+        """Return so many characters, or as many as there are; all that are left where ``size`` is negative or None."""
+        if self._lost:
+            self._say_lost()
+        return super().read(size)
+
+    @in_turn(_READABLE)
+    def readline(self, size: int = -1, /) -> str:  # type: ignore[override]  # as typeshed has it of files
+        """Return the next line with its end, or up to so many characters of it."""
+        if self._lost:
+            self._say_lost()
+        return super().readline(size)
+
+    @in_turn(_READABLE)
+    def readlines(self, hint: int | None = -1, /) -> list[str]:  # type: ignore[override]  # as above
+        """Return the lines that are left, or until they are more than ``hint`` characters."""
+        return super().readlines(-1 if hint is None else hint)
+
+    @in_turn((TypeError, ValueError))
+    def seek(self, cookie: int, whence: int = io.SEEK_SET, /) -> int:
+        """Change the position to one that `tell` has returned, or to the beginning or the end, and return it."""
+        position = super().seek(cookie, whence)
+        self._lost = False
+        return position
+
+    @in_turn(Exception)
+    def tell(self) -> int:
+        """Return what `seek` comes back by."""
+        if self._lost:
+            self._say_lost()
+        return super().tell()
+
+    @in_turn()
+    def flush(self) -> None:
+        """Do nothing; `seek`, `tell`, `reconfigure`, `detach` and `close` call it first."""
+        super().flush()
+
+    @in_turn()
+    def reconfigure(self, /, **options: Any) -> None:
+        """Change how the text is read, as `io.TextIOWrapper.reconfigure` does."""
+        super().reconfigure(**options)
+
+    def close(self) -> None:
+        """Close the stream, and leave nothing on the server. Idempotent."""
+        if self._pid == os.getpid():
+            self._close()
+        else:
+            self._binary.close()
+
+    @in_turn()
+    def _close(self) -> None:
+        super().close()
+
     @property
     def _binary(self) -> ObjectReader:
-        binary = self.buffer
-        assert isinstance(binary, ObjectReader)
-        return binary
+        return cast(ObjectReader, super()._binary)
 
-    def flush(self) -> None:
-        """Do nothing; `seek`, `reconfigure` and `close` call it first.
-
-        Raises:
-            StorageError: another thread is in a call, which would take it for the end of the text.
-        """
+    def _say_lost(self) -> NoReturn:
         binary = self._binary
-        if binary._turn.locked():  # noqa: SLF001  # the other half of this stream
-            raise binary._in_use()  # noqa: SLF001
-        super().flush()
+        binary._check_usable()  # noqa: SLF001  # the other half of this stream
+        raise StorageError(f"object {binary.name!r}: text was lost in a call that failed; seek, or open it anew")
 
 
 def _wanted(size: int | None) -> int:

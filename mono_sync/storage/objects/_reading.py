@@ -22,7 +22,6 @@ from mono_sync.storage.objects._reader import ObjectReader
 from mono_sync.storage.objects._sink import number_of_chunk
 from mono_sync.storage.objects._source import Source
 
-R = TypeVar("R", bound=ObjectReader)
 T = TypeVar("T")
 
 _READ_ATTEMPTS = 100  # a few milliseconds each; many may be replacing it all the time
@@ -74,12 +73,9 @@ class Reading(Catalog):
             ObjectNotFoundError: it is missing; or it is a link, and its object is missing, or the bucket of that.
             StorageError: it is a link to a bucket, or links lead in a circle, or through more than 16.
         """
-        return self._new_reader(ObjectReader, key, timeout)
-
-    def _new_reader(self, kind: type[R], key: str, timeout: Timeout) -> R:
         bucket, info = self._resolve(key, self._deadline(timeout))
         source = bucket._source(info)  # noqa: SLF001  # perhaps another bucket of this class
-        return kind(source, timeout=timeout, default_timeout=self._connection.config.call_timeout)
+        return ObjectReader(source, timeout=timeout, default_timeout=self._connection.config.call_timeout)
 
     def _resolve(self, key: str, deadline: Deadline, *, direct: bool | None = None) -> tuple[Self, ObjectInfo]:
         """Return the description of an object, and the bucket in which it is; links are followed."""
