@@ -19,7 +19,7 @@ import threading
 import warnings
 import zipfile
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, cast
 
@@ -39,6 +39,7 @@ from mono_sync import (
 from mono_sync.storage.objects._upload import Upload
 from tests.storage.conftest import NewObjects
 from tests.storage.helpers import chunk_subjects, raw_objects
+from tests.support.threads import Background
 
 CHUNK = 128 * 1024
 
@@ -646,6 +647,46 @@ def test_second_thread_at_the_same_moment_is_refused(objects: ObjectBucket, monk
     assert objects.get("k") == content(CHUNK)
 
 
+def test_second_thread_in_a_text_is_refused_while_the_first_passes_on_what_it_has(
+    objects: ObjectBucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, errors = ObjectWriter.write, list[BaseException | None]()
+
+    def interleaved(self: ObjectWriter, data: Any, /) -> int:
+        size = write(self, data)
+        if not errors:  # the binary stream is free, and the text stream is about to forget what it has passed on
+            errors.extend(Background(call).error() for call in calls)
+        return size
+
+    monkeypatch.setattr(ObjectWriter, "write", interleaved)
+    with text(objects) as lines:
+        calls: list[Callable[[], object]] = [
+            *(lambda: lines.write("second"), lambda: lines.writelines(["second"]), lines.flush, lines.tell),
+            *(lambda: lines.reconfigure(newline="\r\n"), lines.detach, lines.close),
+        ]
+        lines.write("a" * 5_000 + "\n")
+        lines.write("b" * 5_000 + "\n")
+    assert len(errors) == len(calls)
+    for error in errors:
+        assert isinstance(error, StorageError)
+        assert "is in use: one thread at a time" in str(error)
+    assert objects.get("k") == b"a" * 5_000 + b"\n" + b"b" * 5_000 + b"\n"
+
+
+def test_second_thread_in_a_text_is_refused_between_two_lines_of_the_first(objects: ObjectBucket) -> None:
+    def lines_of_the_first() -> Iterator[str]:
+        yield "first\n"
+        for call in (lambda: lines.write("second"), lines.close):
+            with pytest.raises(StorageError, match="in use: one thread at a time"):
+                Background(call).result()
+        lines.write("from within\n")
+        yield "last\n"
+
+    with text(objects) as lines:
+        lines.writelines(lines_of_the_first())
+    assert objects.get("k") == b"first\nfrom within\nlast\n"
+
+
 def test_one_thread_after_the_other_may_use_it(objects: ObjectBucket) -> None:
     writer = opened(objects)
     for _ in range(3):
@@ -655,14 +696,18 @@ def test_one_thread_after_the_other_may_use_it(objects: ObjectBucket) -> None:
     assert objects.stat("k").size == 3 * CHUNK
 
 
-def test_stream_of_the_parent_process_is_refused_in_a_forked_child(objects: ObjectBucket) -> None:
-    with opened(objects) as writer:
-        writer.write(content(2 * CHUNK))
+@pytest.mark.parametrize("mode", ["wb", "w"])
+def test_stream_of_the_parent_process_is_refused_in_a_forked_child(objects: ObjectBucket, mode: str) -> None:
+    stream: Any = objects.open("k", mode) if mode == "wb" else objects.open("k", mode, encoding="latin-1")
+    with stream as writer:
+        data = content(2 * CHUNK)
+        writer.write(data if mode == "wb" else data.decode("latin-1"))
         child = os.fork()
         if child == 0:
             code = 1
             with contextlib.suppress(BaseException):
-                for call in (lambda: writer.write(b"x"), writer.flush, writer.close, writer.abort):
+                small = b"x" if mode == "wb" else "x"
+                for call in (lambda: writer.write(small), writer.flush, writer.close, writer.abort):
                     with pytest.raises(ForkedError, match="belongs to the parent process"):
                         call()
                 code = 0

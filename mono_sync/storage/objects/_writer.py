@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import codecs
 import functools
-import io
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import TracebackType
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from typing_extensions import Buffer
 
 from mono_sync._durations import Deadline, Timeout
 from mono_sync.errors import StorageError
 from mono_sync.storage.objects._info import ObjectInfo
-from mono_sync.storage.objects._lone_stream import LoneStream, alone
+from mono_sync.storage.objects._lone_stream import LoneStream, LoneText, alone, in_turn
 from mono_sync.storage.objects._upload import Upload
 from mono_sync.storage.objects._views import view_of
 
@@ -256,7 +255,7 @@ def _name_of(encoding: str) -> str:
         return ""
 
 
-class TextObjectWriter(io.TextIOWrapper):
+class TextObjectWriter(LoneText):
     """A text stream whose content becomes an object when it is closed: an `ObjectWriter` with an encoding.
 
     An exception in its ``with``, and `abort`, leave what was there before. So does a call that fails on the way to the
@@ -267,19 +266,14 @@ class TextObjectWriter(io.TextIOWrapper):
     """
 
     mode: str
-
-    def __init__(
-        self, binary: ObjectWriter, mode: str, *, encoding: str | None, errors: str | None, newline: str | None
-    ) -> None:
-        super().__init__(binary, encoding=encoding or "utf-8", errors=errors, newline=newline)
-        self.mode = mode
-        self._has_begun = False
+    _has_begun = False
 
     @property
     def info(self) -> ObjectInfo | None:
         """What the bucket knows of the object; None until it is stored."""
         return self._binary.info
 
+    @in_turn()
     def write(self, text: str, /) -> int:
         """Take a text, and return its length. Raises what `ObjectWriter.write` raises.
 
@@ -295,6 +289,11 @@ class TextObjectWriter(io.TextIOWrapper):
             self._binary._spoil(error)  # noqa: SLF001  # the other half of this stream
             raise
 
+    @in_turn()
+    def writelines(self, lines: Iterable[str], /) -> None:  # type: ignore[override]  # as typeshed has it of files
+        """Write each of some texts; nothing is put between them."""
+        super().writelines(lines)
+
     def _begin(self, text: str) -> None:
         """Write the mark of the byte order that begins a text, which CPython leaves out where it cannot seek."""
         name = _name_of(self.encoding)
@@ -302,7 +301,8 @@ class TextObjectWriter(io.TextIOWrapper):
             self._binary.write("".encode(name))
         self._has_begun = bool(text) or name in ("utf-16", "utf-32", _WITH_MARK)
 
-    def reconfigure(self, *, encoding: str | None = None, errors: str | None = None, **options: Any) -> None:
+    @in_turn()
+    def reconfigure(self, /, *, encoding: str | None = None, errors: str | None = None, **options: Any) -> None:
         """Change encoding, errors or newline of what follows, as `io.TextIOWrapper.reconfigure` does.
 
         A mark of the byte order comes at the beginning only, whatever the encoding is changed to later.
@@ -312,6 +312,7 @@ class TextObjectWriter(io.TextIOWrapper):
             encoding = "utf-8"
         super().reconfigure(encoding=encoding, errors=errors, **options)
 
+    @in_turn()
     def flush(self) -> None:
         """Wait until the server has acknowledged what can be sent, as `ObjectWriter.flush` does."""
         binary = self._binary
@@ -321,6 +322,7 @@ class TextObjectWriter(io.TextIOWrapper):
             binary._spoil(error)  # noqa: SLF001  # the other half of this stream
             raise
 
+    @in_turn()
     def tell(self) -> int:
         """Return how many bytes have been written, after a `flush`."""
         self.flush()
@@ -331,8 +333,11 @@ class TextObjectWriter(io.TextIOWrapper):
 
         `io.TextIOWrapper.close` would close the binary stream also where an interrupt kept it from passing on the rest.
         """
-        if self.closed:
-            return
+        if not self.closed:
+            self._close()
+
+    @in_turn()
+    def _close(self) -> None:
         binary = self._binary
         binary._check_usable()  # noqa: SLF001  # the other half of this stream
         try:
@@ -365,7 +370,4 @@ class TextObjectWriter(io.TextIOWrapper):
 
     @property
     def _binary(self) -> ObjectWriter:
-        binary = self.buffer
-        if not isinstance(binary, ObjectWriter):
-            raise ValueError("underlying buffer has been detached")  # noqa: TRY004  # as `io.TextIOWrapper` says
-        return binary
+        return cast(ObjectWriter, super()._binary)
