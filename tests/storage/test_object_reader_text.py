@@ -6,6 +6,8 @@ import contextlib
 import io
 import itertools
 import os
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -239,3 +241,20 @@ def test_calls_of_a_text_that_was_detached_are_refused_as_those_of_a_file(
         with pytest.raises(ValueError, match=r"^underlying buffer has been detached$"):
             call(text)
     binary.close()
+
+
+def test_first_text_of_a_child_process_may_be_read_in_it() -> None:
+    code = """
+import os, mono_sync
+from mono_sync.storage import ObjectBucket, TextObjectReader  # imported before the fork, and not used
+child = os.fork()
+if child:
+    raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+with mono_sync.connect() as connection:
+    objects = connection.objects(mono_sync.FSBucketConfig("b"))
+    with objects.open("k", "w") as writer:
+        writer.write("text")
+    with objects.open("k", "r") as reader:
+        assert reader.read() == "text"
+"""
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, timeout=60)

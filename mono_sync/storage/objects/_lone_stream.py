@@ -25,7 +25,10 @@ def _note_process() -> None:
     _process = os.getpid()
 
 
-if hasattr(os, "register_at_fork"):
+@functools.cache
+def _watch_forks() -> None:
+    """Keep it right from now on; once, in this process or one that it comes from."""
+    _note_process()
     os.register_at_fork(after_in_child=_note_process)
 
 
@@ -115,6 +118,7 @@ class LoneText(io.TextIOWrapper):
     def __init__(
         self, binary: LoneStream, mode: str, *, encoding: str | None, errors: str | None, newline: str | None
     ) -> None:
+        _watch_forks()
         self._turn = threading.RLock()
         self._owner: int | None = None  # the thread that has the turn
         self._pid = os.getpid()
