@@ -1,8 +1,11 @@
-"""Starting a thread where threads may not run."""
+"""Starting a thread where threads may not run, and looking where one is."""
 
 from __future__ import annotations
 
+import gc
+import sys
 import threading
+from types import FrameType
 from typing import Final
 
 from mono_sync.errors import LoopStartError
@@ -11,6 +14,20 @@ START_TIMEOUT: Final = 10.0
 UWSGI: Final = (
     "Under uWSGI set `enable-threads = true` (or --enable-threads): without it the threads of an application do not run"
 )
+
+
+def frame_of(thread_id: int) -> FrameType | None:
+    """Return what a thread executes; None: it does not run.
+
+    A garbage collection in the middle of that may stop all threads for ever before CPython 3.12.1 (gh-106883).
+    """
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        return sys._current_frames().get(thread_id)  # noqa: SLF001  # documented way to a thread's stack
+    finally:
+        if collects:
+            gc.enable()
 
 
 class WaitedForThread(threading.Thread):

@@ -7,12 +7,13 @@ import inspect
 import logging
 import math
 import queue
-import sys
 import threading
 import time
 import traceback
 from collections.abc import Callable
 from typing import Any, NamedTuple
+
+from mono_sync._threads import frame_of
 
 _log = logging.getLogger("mono_sync.application")
 
@@ -106,7 +107,7 @@ class Job:
 
     def stack(self) -> traceback.StackSummary:
         """Return where it is; empty if it is nowhere."""
-        frame = sys._current_frames().get(self.thread_id)  # noqa: SLF001  # documented way to a thread's stack
+        frame = frame_of(self.thread_id)
         return traceback.StackSummary() if frame is None or self.finished else traceback.extract_stack(frame)
 
 

@@ -7,7 +7,6 @@ import atexit
 import contextlib
 import logging
 import os
-import sys
 import threading
 import time
 import traceback
@@ -16,7 +15,7 @@ from concurrent.futures import Executor
 from typing import Any, Final
 
 from mono_sync._durations import Deadline
-from mono_sync._threads import WaitedForThread, start_thread
+from mono_sync._threads import WaitedForThread, frame_of, start_thread
 from mono_sync.errors import ClosedError, LoopStartError
 from mono_sync.loop._call import Call
 
@@ -126,7 +125,7 @@ class Core:
 
     def stack(self) -> str:
         """Return where the thread is, for a log."""
-        frame = sys._current_frames().get(self.thread.ident or 0)  # noqa: SLF001  # documented way to a thread's stack
+        frame = frame_of(self.thread.ident or 0)
         return "".join(traceback.format_stack(frame)) if frame is not None else "(it does not run)\n"
 
     # --- in the thread

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -25,6 +24,7 @@ from mono_sync import (
     RevisionMismatchError,
     retries,
 )
+from mono_sync._threads import frame_of
 from mono_sync.recipes import _retry
 from tests.fixtures.waiting import wait_until
 from tests.support.threads import Background
@@ -105,7 +105,7 @@ def test_ctrl_c_ends_a_wait_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     interrupted = []
 
     def interrupt() -> None:
-        wait_until(lambda: sys._current_frames()[main].f_code.co_name == "_sleep", "it sleeps")
+        wait_until(lambda: (frame := frame_of(main)) is not None and frame.f_code.co_name == "_sleep", "it sleeps")
         interrupted.append(time.monotonic())
         signal.pthread_kill(main, signal.SIGINT)
 
