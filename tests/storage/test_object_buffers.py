@@ -77,6 +77,7 @@ def test_bytes_are_read_into_numbers_and_into_nothing(objects: ObjectBucket) -> 
     room = array.array("I", bytes(400))
     with objects.open("k") as reader:
         assert reader.readinto(array.array("I")) == 0
+        assert reader.readinto1(bytearray()) == 0
         assert reader.readinto(room) == 400
         with pytest.raises(ValueError, match="one after the other"):
             reader.readinto(memoryview(bytearray(4))[::2])

@@ -19,7 +19,7 @@ def view_of(data: Buffer) -> memoryview:
     except TypeError:
         hint = ": call .encode() first" if isinstance(data, str) else ""
         raise TypeError(f"a bytes-like object is required, not {type(data).__name__}{hint}") from None
-    return _flat(view)
+    return view.cast("B") if view.c_contiguous and view.nbytes else memoryview(view.tobytes())
 
 
 def room_in(buffer: Buffer) -> memoryview:
@@ -34,10 +34,4 @@ def room_in(buffer: Buffer) -> memoryview:
         raise TypeError(f"a buffer that can be written to is wanted, not {type(buffer).__name__}")
     if not view.c_contiguous:
         raise ValueError("a buffer whose bytes lie one after the other is wanted")
-    return _flat(view)
-
-
-def _flat(view: memoryview) -> memoryview:
-    if view.c_contiguous and view.nbytes:
-        return view.cast("B")
-    return memoryview(view.tobytes())  # also of nothing, which cannot be cast
+    return view.cast("B") if view.nbytes else memoryview(bytearray())  # nothing cannot be cast
