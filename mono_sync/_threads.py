@@ -19,7 +19,7 @@ UWSGI: Final = (
 def frame_of(thread_id: int) -> FrameType | None:
     """Return what a thread executes; None: it does not run.
 
-    A garbage collection in the middle of that may stop all threads for ever before CPython 3.12.1 (gh-106883).
+    A garbage collection in the middle of that may stop all threads for ever in CPython 3.11 (gh-106883).
     """
     collects = gc.isenabled()
     gc.disable()
