@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Final, NoReturn
 
 from mono_sync._durations import Deadline
-from mono_sync.connection import Json, StoredMessage, Write
+from mono_sync.connection import Json, Question, StoredMessage, Write
 from mono_sync.errors import BucketSealedError, StorageError, UploadLostError
 from mono_sync.storage.objects._at_once import AtOnce
 from mono_sync.storage.objects._clean_up import clean_up_deadline
@@ -126,8 +126,15 @@ class Upload:
         last = sink.prepare_last(data, deadline, headers)
         if not (sink.count or self._resumable or reporter.is_heard):  # who hears of it may still say no
             self._at_once = commit.at_once(self._described(1), last, deadline)
-        sink.send_last(last, commit.questions if self._at_once is None else [self._at_once.question], deadline)
+        sink.send_last(last, self._along, deadline)
         return last
+
+    @property
+    def _along(self) -> list[Question]:
+        """What goes along with the last chunk: its description, or a question unless it has been answered before."""
+        if self._at_once is not None:
+            return [self._at_once.question]
+        return self._commit.questions if self._replaces is None else []
 
     def _end_last(self, last: Write, deadline: Deadline) -> tuple[Json, int] | None:
         """Wait until it is stored; return a description that was stored along with it, and its revision."""
