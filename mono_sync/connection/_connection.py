@@ -13,7 +13,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
-from typing import Any, Self, TypeVar, TypeVarTuple
+from typing import Any, NoReturn, Self, TypeVar, TypeVarTuple
 
 from mono_sync._durations import DEFAULT, Deadline, Timeout
 from mono_sync.adapter import (
@@ -332,6 +332,9 @@ class CoreConnection:
     def remove_listener(self, listener: StateListener) -> None:
         """Call ``listener`` no more; unknown ones are ignored."""
         self._board.remove(listener)
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(f"cannot pickle {self!r}: it belongs to this process, connect anew in the other one")
 
     def __repr__(self) -> str:
         where = self._server if self._server is not None else ",".join(a.url for a in self._config.addresses)

@@ -149,6 +149,9 @@ class Bucket(Generic[ConfigT]):
     def _describe(self, doing: str, key: str = "") -> str:
         return f"{doing} {key!r} of bucket {self._name!r}" if key else f"{doing} of bucket {self._name!r}"
 
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(f"cannot pickle {self!r}: open the bucket on a connection of the other process")
+
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._name!r} of {self._connection!r}>"
 

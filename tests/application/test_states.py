@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from mono_sync import ApplicationStateError, ConfigurationError, ConnectionClosedError, ModuleStartError
+from mono_sync._threads import frame_of
 from mono_sync.adapter import ConnectionConfig
 from mono_sync.application import ApplicationState, MonoApplication
 from mono_sync.connection import ConnectionState
@@ -231,12 +232,10 @@ def test_concurrent_stops_get_the_same_errors(app: MonoApplication, journal: Jou
 
 def waiting_in_stop() -> int:
     """Return how many threads wait for a stop that another one does."""
-    import sys
-
     count = 0
-    for frame in sys._current_frames().values():
+    for thread in threading.enumerate():
         names = []
-        current: Any = frame
+        current = frame_of(thread.ident or 0)
         while current is not None:
             names.append(current.f_code.co_qualname)
             current = current.f_back

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -11,10 +13,12 @@ from mono_sync import (
     Connection,
     Entry,
     InvalidKeyError,
+    JSONCodec,
     KeyExistsError,
     KeyNotFoundError,
     KVBucket,
     KVStoragePort,
+    ObjectBucket,
     Operation,
     RevisionMismatchError,
 )
@@ -462,6 +466,16 @@ def test_bucket_fulfils_its_port(kv: KVBucket) -> None:
     port: KVStoragePort = kv
     assert isinstance(port, KVStoragePort)
     assert port.name == kv.name
+
+
+def test_bucket_and_connection_belong_to_their_process(kv: KVBucket, objects: ObjectBucket) -> None:
+    advice = "open the bucket on a connection of the other process"
+    for call in (pickle.dumps, copy.deepcopy):
+        for bucket in (kv, kv.typed(JSONCodec()), objects):
+            with pytest.raises(TypeError, match=rf"cannot pickle <.*Bucket .*: {advice}"):
+                call(bucket)
+        with pytest.raises(TypeError, match=r"cannot pickle <Connection .*: it belongs to this process, connect anew"):
+            call(kv._connection)
 
 
 def test_repr_names_bucket_and_connection(kv: KVBucket) -> None:

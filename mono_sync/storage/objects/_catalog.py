@@ -72,7 +72,7 @@ class Catalog(Bucket[FSBucketConfig]):
         if delimiter == "":
             raise ValueError("a delimiter must not be empty")
         deadline, from_leader = self._deadline(timeout), self._lists_from_leader
-        messages = self._all_descriptions(deadline, "listing objects", from_leader=from_leader)
+        messages = self._newest_descriptions(deadline, "listing objects", from_leader=from_leader)
         infos = (read_info(self._name, message) for message in messages)
         found = [info for info in infos if info is not None and info.name.startswith(prefix)]
         found.sort(key=lambda info: info.name)
@@ -85,7 +85,7 @@ class Catalog(Bucket[FSBucketConfig]):
         """
         deadline = self._deadline(timeout)
         status = super().status(timeout=deadline)
-        messages = self._all_descriptions(deadline, "status", from_leader=self._lists_from_leader)
+        messages = self._newest_descriptions(deadline, "status", from_leader=self._lists_from_leader)
         deleted = sum(is_deletion(self._name, message) for message in messages)
         return replace(status, objects=len(messages) - deleted, tombstones=deleted)
 
@@ -163,7 +163,7 @@ class Catalog(Bucket[FSBucketConfig]):
             message = self._last_meta(key, deadline, direct=self._direct if direct is None else direct)
         return None if message is None else read_info(self._name, message)
 
-    def _all_descriptions(self, deadline: Deadline, doing: str, *, from_leader: bool) -> _Messages:
+    def _newest_descriptions(self, deadline: Deadline, doing: str, *, from_leader: bool) -> _Messages:
         with self._errors(deadline, doing):
             return self._reader.newest_of_each(f"{self._descriptions}>", deadline, from_leader=from_leader)
 

@@ -275,8 +275,6 @@ class TextObjectReader(LoneText):
         mode: as it was opened, ``"r"`` for example.
     """
 
-    mode: str
-
     @property
     def info(self) -> ObjectInfo:
         """What the bucket knew of the object when it was opened; of a link, its target."""

@@ -265,7 +265,6 @@ class TextObjectWriter(LoneText):
         mode: as it was opened, ``"w"`` for example.
     """
 
-    mode: str
     _has_begun = False
 
     @property

@@ -341,7 +341,7 @@ class Writing(Reading):
                 return None
             found = resumption.find(newest)
             if found is not None and name in described_in(
-                self._all_descriptions(deadline, "storing object", from_leader=True)
+                self._newest_descriptions(deadline, "storing object", from_leader=True)
             ):
                 raise ChunksLostError("this resume stands for an object that is stored under another name")
             while found is not None and found.complete and found.idle > COMMIT_TIME:
