@@ -79,6 +79,7 @@ class JetStream:
 
         Raises:
             OtherServerError: the connection leads to another server by now.
+            OperationTimeoutError: no answer came in time; without ``repeat`` it may be `ConnectionLostError` as well.
             JetStreamUnavailableError: JetStream is not enabled, or has no leader.
             JetStreamAPIError: any other refusal.
         """
@@ -88,9 +89,11 @@ class JetStream:
                 return self._api(subject, payload, self._patience(deadline) if repeat else deadline, context, server)
             except OtherServerError:
                 raise
-            except (ConnectionLostError, OperationTimeoutError):
-                if not repeat or deadline.expired:
+            except (ConnectionLostError, OperationTimeoutError) as error:
+                if not repeat:
                     raise
+                if deadline.expired:
+                    raise OperationTimeoutError(context or f"request $JS.API.{subject}", deadline.timeout) from error
             except JetStreamUnavailableError as error:
                 remaining = deadline.remaining
                 if not (repeat and error.temporary) or (remaining is not None and remaining <= pause):
