@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import io
 import itertools
 import random
 import signal
@@ -25,9 +26,11 @@ from mono_sync import (
     OperationTimeoutError,
     StorageError,
 )
+from mono_sync._durations import Deadline
 from mono_sync.adapter import Message
 from mono_sync.connection import Delivery, Inbox, _delivery
 from mono_sync.storage.objects import _reader, _source
+from mono_sync.storage.objects._sinks import _LARGE_CHUNK
 from tests.fixtures.servers import RunNatsServer
 from tests.fixtures.waiting import wait_until
 from tests.storage.conftest import NewObjects
@@ -97,6 +100,19 @@ def test_jump_goes_on_when_the_connection_breaks(
         reader.seek(30_100)
         assert reader.read(5000) == CONTENT[30_100:35_100]
     assert proxy.cuts == 1
+
+
+def test_question_that_the_connection_breaks_as_its_time_is_up_has_timed_out(
+    far: ObjectBucket, proxy: CutProxy, objects: ObjectBucket
+) -> None:
+    class UpWithTheConnection(Deadline):
+        @property
+        def expired(self) -> bool:
+            return bool(proxy.cuts)
+
+    proxy.cut_at(b"STREAM.INFO", occurrence=1, after=True)
+    with pytest.raises(OperationTimeoutError, match=r"request \$JS.API.STREAM.INFO.OBJ_.* timed out after 10 s"):
+        far._jetstream.stream_info(far._stream, UpWithTheConnection(10))
 
 
 def test_many_cuts_cost_no_byte(far: ObjectBucket, proxy: CutProxy, objects: ObjectBucket) -> None:
@@ -385,6 +401,34 @@ def test_reader_of_a_version_whose_description_was_moved_reads_on(
     assert not any_objects.exists("k")
     begun.seek(30_000)
     assert begun.read() == CONTENT[30_000:]
+
+
+def _sequentially(reader: ObjectReader) -> bytes:
+    return reader.read()
+
+
+def _at_the_end(reader: ObjectReader) -> bytes:
+    reader.seek(-1, io.SEEK_END)
+    return reader.read()
+
+
+@pytest.mark.parametrize("read", [_sequentially, _at_the_end])
+@pytest.mark.parametrize("begins", [0, 1, CHUNK * 8])
+@pytest.mark.parametrize("same", [True, False])
+@pytest.mark.parametrize("chunks", [1, 20])
+def test_later_version_with_the_same_name_of_chunks_is_not_taken_for_this_one(
+    any_objects: ObjectBucket, *, chunks: int, same: bool, begins: int, read: Callable[[ObjectReader], bytes]
+) -> None:
+    first = bytes(chunks * _LARGE_CHUNK)
+    any_objects.put_reader("k", io.BytesIO(first), resume="t")
+    with any_objects.open("k", timeout=10) as reader:
+        assert reader.read(begins) == first[:begins]
+        any_objects.delete("k")
+        any_objects.put_reader("k", io.BytesIO(first if same else b"x" * len(first)), resume="t")
+        if not (chunks == 1 and begins):  # else all had arrived
+            with pytest.raises(ObjectChangedError):
+                read(reader)
+    assert any_objects.get("k") == (first if same else b"x" * len(first))
 
 
 def test_chunks_that_are_gone_are_not_taken_for_those_before_them(

@@ -9,7 +9,13 @@ from typing import Final, NoReturn, TypeAlias, TypeVar
 
 from mono_sync._durations import Deadline
 from mono_sync.connection import CoreConnection, Delivery, DeliveryLostError, JetStream
-from mono_sync.errors import ConnectionLostError, DigestMismatchError, MonoError, OperationTimeoutError
+from mono_sync.errors import (
+    ConnectionLostError,
+    DigestMismatchError,
+    MonoError,
+    ObjectChangedError,
+    OperationTimeoutError,
+)
 from mono_sync.storage.objects._info import ObjectInfo
 from mono_sync.storage.objects._layout import START, Layout, Place, measure, seek
 from mono_sync.storage.objects._meta import digest_of
@@ -149,6 +155,7 @@ class Source:
             self._direct = False  # when it is missing: it came from a replica that lags behind
             if only is None:
                 raise DeliveryLostError
+            self._check_turn(only.sequence)
             return only.data, only.sequence
         if self._delivery is None:
             delivery = self._begin(deadline)
@@ -158,12 +165,29 @@ class Source:
         message, sequence = delivery.next(deadline, ahead=self._ahead(need))
         if first + delivery.taken - 1 != self._next.number:  # an interrupt kept the one before from being used
             raise DeliveryLostError
+        self._check_turn(sequence)
         if sequence != self._next.sequence and delivery.taken > self._certain:
             # Other messages are in between, or chunks were. If all are there now, it is the next, as are those behind.
             certain = delivery.arrived
             self._check(deadline)
             self._certain = certain
         return message.data, sequence
+
+    def _check_turn(self, sequence: int) -> None:
+        """Do nothing with a chunk that was stored before the description, as all of its version were.
+
+        Raises:
+            ObjectChangedError: a later version has the same name of chunks, as when a resumable upload is repeated.
+        """
+        if sequence > self.info.revision:
+            raise ObjectChangedError(self.info.bucket, self.info.name)
+
+    def _check_all(self, deadline: Deadline) -> None:
+        """Do nothing if all chunks are there, and no later version's."""
+        self._check(deadline)
+        later = self._jetstream.next_of(self._stream, self._subject, self.info.revision + 1, deadline)
+        if later is not None:
+            self._check_turn(later.sequence)
 
     def _begin(self, deadline: Deadline) -> Delivery:
         """Return a delivery that begins with the next chunk."""
@@ -226,7 +250,7 @@ class Source:
             except (DeliveryLostError, ConnectionLostError) as error:
                 self.close()
                 if isinstance(error, DeliveryLostError):
-                    self._check(deadline)
+                    self._check_all(deadline)
             except BaseException:
                 self.abandon()
                 raise
