@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 import mono_sync
-from mono_sync import Connection, FSBucketConfig, ObjectBucket, RevisionMismatchError, UploadLostError
+from mono_sync import Connection, FSBucketConfig, ObjectBucket, ObjectInfo, RevisionMismatchError, UploadLostError
 from mono_sync._durations import Deadline
 from mono_sync.adapter import parse_header_block
 from mono_sync.connection import Json, StoredMessage
@@ -349,8 +349,8 @@ def test_object_that_was_renamed_is_not_written_to(objects: ObjectBucket) -> Non
     meta = {"name": "new", "nuid": info.nuid, "size": info.size, "chunks": info.chunks, "digest": info.digest}
     raw.put(f"$O.{objects.name}.M.bmV3", json.dumps(meta).encode())
     raw.delete_message(info.revision)
-    for content in (CONTENT, CONTENT + b"more"):
-        with pytest.raises(UploadLostError, match="stored under another name"):
+    for content, why in ((CONTENT, "stored under another name"), (CONTENT + b"more", "the file has more than")):
+        with pytest.raises(UploadLostError, match=why):
             objects.put_reader("k", io.BytesIO(content), resume="t")
     assert objects.get("new") == CONTENT
 
@@ -409,7 +409,7 @@ def test_nothing_is_built_on_chunks_that_another_upload_of_one_text_has_describe
             objects.put_reader("k", io.BytesIO(CONTENT), resume="t")
             then(objects, "k")
 
-    with pytest.raises(UploadLostError, match="another version has been stored since"):
+    with pytest.raises(UploadLostError, match="was stored, deleted or described anew since"):
         objects.put_reader("k", io.BytesIO(CONTENT), resume="t", progress=be_overtaken)
     assert told[-1] == len(CONTENT)
     assert objects.get("k", b"none") in (b"newer", b"none")
@@ -437,24 +437,130 @@ def test_upload_of_one_text_does_not_begin_on_top_of_what_another_one_has_begun_
 
 
 @pytest.mark.parametrize("then", OTHERS_GO_ON)
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [(CONTENT, "was stored, deleted or described anew since"), (CONTENT + b"more", "the file has more than")],
+)
 def test_nothing_is_built_on_chunks_that_are_about_to_be_removed(
-    any_objects: ObjectBucket, then: Callable[[ObjectBucket, str], object], monkeypatch: pytest.MonkeyPatch
+    any_objects: ObjectBucket,
+    then: Callable[[ObjectBucket, str], object],
+    content: bytes,
+    why: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     any_objects.put_reader("k", io.BytesIO(CONTENT), resume="t")
     discard = Sinks.discard
 
     def repeat_the_upload_first(*arguments: Any, **options: Any) -> None:
         monkeypatch.undo()
-        with pytest.raises(UploadLostError, match="another version has been stored since"):
-            any_objects.put_reader("k", io.BytesIO(CONTENT), resume="t")
+        with pytest.raises(UploadLostError, match=why):
+            any_objects.put_reader("k", io.BytesIO(content), resume="t")
         discard(*arguments, **options)
 
     monkeypatch.setattr(Sinks, "discard", repeat_the_upload_first)
     then(any_objects, "k")
     assert discard is Sinks.discard
     assert any_objects.get("k", b"none") in (b"newer", b"none")
-    any_objects.put_reader("k", io.BytesIO(CONTENT), resume="t")
-    assert any_objects.get("k") == CONTENT
+    any_objects.put_reader("k", io.BytesIO(content), resume="t")
+    assert any_objects.get("k") == content
+
+
+class Interrupted(io.BytesIO):
+    """A file during whose first reading something else happens."""
+
+    def __init__(self, content: bytes, event: Callable[[], object]) -> None:
+        super().__init__(content)
+        self._events = iter([event])
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        for event in self._events:
+            event()
+        return super().read(size)
+
+
+def test_nothing_is_built_on_chunks_whose_description_came_and_went_while_the_file_was_compared(
+    objects: ObjectBucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(RevisionMismatchError):
+        objects.put_reader("k", io.BytesIO(CONTENT), resume="t", if_match=99)
+    discard, held = Sinks.discard, list[Callable[[], None]]()
+
+    def come_and_go() -> None:
+        objects.put_reader("k", io.BytesIO(CONTENT), resume="t")
+        with monkeypatch.context() as patch:
+            patch.setattr(Sinks, "discard", lambda *these, **those: held.append(lambda: discard(*these, **those)))
+            objects.delete("k")
+        monkeypatch.setattr(_writing, "COMMIT_TIME", -1.0)
+
+    with pytest.raises(UploadLostError, match="was stored, deleted or described anew since"):
+        objects.put_reader("k", Interrupted(CONTENT, come_and_go), resume="t")
+    held.pop()()
+    assert objects.get("k") is None
+    objects.put_reader("k", io.BytesIO(CONTENT), resume="t")
+    assert objects.get("k") == CONTENT
+
+
+def test_no_chunk_of_an_object_is_taken_back_that_was_stored_while_the_file_was_compared(
+    objects: ObjectBucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(RevisionMismatchError):
+        objects.put_reader("k", io.BytesIO(CONTENT), resume="t", if_match=99)
+    stored = list[ObjectInfo]()
+
+    def end() -> None:
+        stored.append(objects.put_reader("k", io.BytesIO(CONTENT), resume="t"))
+        monkeypatch.setattr(_writing, "COMMIT_TIME", -1.0)
+
+    assert objects.put_reader("k", Interrupted(CONTENT, end), resume="t") == stored[0]
+    assert objects.get("k") == CONTENT
+
+
+def test_last_step_of_an_earlier_attempt_that_comes_late_is_no_object_of_another_name(
+    objects: ObjectBucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find, stored = Resumption.find, list[ObjectInfo]()
+
+    def come_late(self: Resumption, before: StoredMessage | None) -> Found | None:
+        monkeypatch.undo()
+        stored.append(objects.put_reader("k", io.BytesIO(CONTENT), resume="t"))
+        return find(self, before)
+
+    monkeypatch.setattr(Resumption, "find", come_late)
+    assert objects.put_reader("k", io.BytesIO(CONTENT), resume="t") == stored[0]
+
+
+def test_object_that_is_damaged_is_not_returned_as_stored(objects: ObjectBucket) -> None:
+    info = objects.put_reader("k", io.BytesIO(CONTENT), resume="t")
+    raw_objects(objects).delete_message(info.revision - 3)
+    with pytest.raises(UploadLostError, match="it is stored, but damaged: 10 of 11 chunks are left"):
+        objects.put_reader("k", io.BytesIO(CONTENT), resume="t")
+
+
+def change_the_old_one(objects: ObjectBucket) -> None:
+    objects.update_meta("k", description="another")
+
+
+@pytest.mark.parametrize("change", [change_the_old_one, partial(ObjectBucket.delete, key="k")])
+def test_upload_that_lacks_its_last_step_is_refused_where_what_it_replaces_has_changed_since(
+    objects: ObjectBucket, change: Callable[[ObjectBucket], object]
+) -> None:
+    objects.put("k", b"old")
+    with pytest.raises(RevisionMismatchError):
+        objects.put_reader("k", io.BytesIO(CONTENT), resume="t", if_match=99)
+    change(objects)
+    with pytest.raises(UploadLostError, match="was stored, deleted or described anew since"):
+        objects.put_reader("k", io.BytesIO(CONTENT), resume="t")
+    objects.put_reader("k", io.BytesIO(CONTENT), resume="u")
+    assert objects.get("k") == CONTENT
+
+
+def test_file_that_ends_where_a_chunk_of_a_longer_one_did_is_stored(objects: ObjectBucket) -> None:
+    interrupt(objects, 5 * CHUNK)
+    assert list(chunk_subjects(objects).values()) == [4]
+    objects.put_reader("k", io.BytesIO(CONTENT[: 4 * CHUNK]), resume="t")
+    assert objects.get("k") == CONTENT[: 4 * CHUNK]
+    with pytest.raises(UploadLostError):
+        objects.put_reader("k", io.BytesIO(CONTENT), resume="t")
 
 
 def test_chunks_of_a_later_upload_by_the_same_name_are_not_removed_with_those_before(any_objects: ObjectBucket) -> None:

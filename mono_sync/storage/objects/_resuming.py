@@ -18,9 +18,10 @@ from mono_sync.storage.objects._meta import digest_of
 from mono_sync.storage.objects._sink import OVERTAKEN, ChunksLostError
 
 PREFIX: Final = "Mono-Sync-Prefix"
-"""Header of chunks that can be gone on from: how many bytes end with this one, and their digest."""
+"""Header of chunks that can be gone on from: how many bytes end with this one, their digest, and if that is all."""
 
 _PIECE: Final = 1 << 20
+_END: Final = ":end"
 
 
 class Seekable(Protocol):
@@ -82,9 +83,13 @@ def name_of_chunks(bucket: str, key: str, token: str) -> str:
     return hashlib.sha256(json.dumps([bucket, key, token]).encode()).hexdigest()[:32]
 
 
-def prefix_header(size: int, content: hashlib._Hash) -> dict[str, str]:
-    """Return the header of a chunk with which so many bytes of such a digest end."""
-    return {PREFIX: f"{size}:{content.hexdigest()}"}
+def prefix_header(size: int, content: hashlib._Hash, *, last: bool = False) -> dict[str, str]:
+    """Return the header of a chunk with which so many bytes of such a digest end; ``last``: there are no more.
+
+    A description can have been stored only on the last one. So whoever finds chunks without it knows that none was, and
+    that nobody is about to remove them with a version that has been replaced.
+    """
+    return {PREFIX: f"{size}:{content.hexdigest()}{_END * last}"}
 
 
 class Found(NamedTuple):
@@ -99,6 +104,7 @@ class Found(NamedTuple):
         idle: seconds since the last one was, at least.
         ttl: for how long the last one lives, as its header says; None: it stays.
         complete: whether that is all that the file has.
+        ended: whether the last one was stored as the last of all.
         before: what described the object before that was looked for; None: nothing did.
     """
 
@@ -110,6 +116,7 @@ class Found(NamedTuple):
     idle: float
     ttl: str | None
     complete: bool
+    ended: bool
     before: StoredMessage | None
 
 
@@ -153,7 +160,7 @@ class Resumption:
         if newest is None:
             self._file.seek(self._start)
             return None
-        size, digest = _read_prefix(newest)
+        size, digest, ended = _read_prefix(newest)
         looked = time.monotonic()
         now, chunks, expires = self._count()
         if chunks != -(-size // self._chunk_size):
@@ -165,21 +172,32 @@ class Resumption:
             raise ChunksLostError(f"the {size} bytes that were stored before are not those of the file")
         first = self._jetstream.next_of(self._stream, self._subject, 1, self._deadline)
         complete = not self._file.read(1)
-        if complete and before is not None and before.sequence > newest.sequence:
+        if ended and not complete:
+            raise ChunksLostError(f"the file has more than the {size} bytes that were stored before as all of it")
+        if ended and before is not None and before.sequence > newest.sequence:
             raise ChunksLostError(OVERTAKEN)
         self._file.seek(self._start + size)
         compared = time.monotonic() - looked  # a large file takes minutes
         age = (now - (first or newest).time).total_seconds() + compared
         idle = (now - newest.time).total_seconds() + compared
-        return Found(size, chunks, newest.sequence, content, age, idle, newest.headers.get(TTL), complete, before)
+        ttl = newest.headers.get(TTL)
+        return Found(size, chunks, newest.sequence, content, age, idle, ttl, complete, ended, before)
 
-    def is_whole(self, meta: Json) -> bool:
-        """Return whether the whole file is what a description describes."""
+    def check_stored(self, meta: Json) -> None:
+        """Do nothing if the whole file is what a description describes, and is there.
+
+        Raises:
+            ChunksLostError: it is not.
+        """
         content = self._hash(meta["size"])
-        return digest_of(content) == meta["digest"] and not self._file.read(1)
+        if digest_of(content) != meta["digest"] or self._file.read(1):
+            raise ChunksLostError("this resume stands for another content, which is stored")
+        _, chunks, _ = self._count()
+        if chunks != meta["chunks"]:
+            raise ChunksLostError(f"it is stored, but damaged: {chunks} of {meta['chunks']} chunks are left")
 
     def take_back(self, found: Found) -> None:
-        """Remove the last chunk, whose description did not come in time, so that it can be stored once more."""
+        """Remove the last chunk, on which no description was stored and none will be: it is to be stored once more."""
         self._jetstream.remove_newest(
             self._stream, self._subject, lambda newest: newest.sequence == found.newest, self._deadline
         )
@@ -204,8 +222,9 @@ class Resumption:
         return content
 
 
-def _read_prefix(newest: StoredMessage) -> tuple[int, str]:
-    size, colon, digest = newest.headers.get(PREFIX, "").partition(":")
+def _read_prefix(newest: StoredMessage) -> tuple[int, str, bool]:
+    prefix = newest.headers.get(PREFIX, "")
+    size, colon, digest = prefix.removesuffix(_END).partition(":")
     if not colon:
         raise ChunksLostError("it was given up by a sweep")
-    return int(size), digest
+    return int(size), digest, prefix.endswith(_END)

@@ -43,8 +43,9 @@ STALE: Final = 120.0
 Where the bucket removes what is older than that in any case, it looks sooner.
 """
 
-OVERTAKEN: Final = "another version has been stored since, and may have removed its chunks"
-"""What becomes of an upload of which another process has the same chunks, and may have described them."""
+OVERTAKEN: Final = "the object was stored, deleted or described anew since, and that may have removed its chunks"
+"""Why an upload that lacks only its last step is given up: another process may have taken that, and what it stored
+have been replaced."""
 
 _ID: Final = "Nats-Msg-Id"
 _PATIENCE: Final = 1.5  # a server that dies in a cluster takes its answers along, and no connection breaks

@@ -109,9 +109,11 @@ class Upload:
         with self._guarded(deadline):
             done = None
             if self._held is not None:
+                data, headers = self._held
                 if self._resumable:  # whoever has the last chunk stored from here on has not replaced anything yet
                     self._replaces = (self._commit.look({}, deadline),)
-                last = self._send_last(*self._held, deadline, reporter)
+                    headers = prefix_header(self.size, self._hash, last=True)
+                last = self._send_last(data, headers, deadline, reporter)
                 deadline = deadline.at_most(COMMIT_TIME)
                 done = self._end_last(last, deadline)
             elif self._sink.count:  # an earlier attempt has stored all of them

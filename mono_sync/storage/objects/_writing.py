@@ -175,9 +175,10 @@ class Writing(Reading):
             TypeError: the file is a text file, or has no ``read``.
             ValueError: ``resume``, and a file that cannot seek.
             UploadLostError: with ``ttl``: it took longer than it may. With ``resume``: what was stored before is not
-                the beginning of the file, was to live for another ``ttl``, or a sweep has given it up; begin anew with
-                another text. So it is where another version was stored since all of it was, but for the last step. Or
-                ``progress`` stood still before that; the same call may still go on.
+                the beginning of the file, is damaged, was to live for another ``ttl``, or a sweep has given it up;
+                begin anew with another text. So it is where the object was stored, deleted or described anew since all
+                of it was there but for the last step. Or ``progress`` stood still before that; the same call may still
+                go on.
             BlockingIOError: the file does not block, and has no data now.
             Exception: whatever the file or ``progress`` raises. Otherwise as `put`.
         """
@@ -332,22 +333,27 @@ class Writing(Reading):
 
         def find() -> Found | None:
             nonlocal stored
-            newest = self._jetstream.last(self._stream, self._meta_subject(key), direct=False, deadline=deadline)
-            meta = None if newest is None else read_meta(self._name, newest)
-            if newest is not None and meta is not None and meta["nuid"] == name:
-                if not resumption.is_whole(meta):
-                    raise ChunksLostError("this resume stands for another content, which is stored")
-                stored = to_info(self._name, meta, newest.sequence)
-                return None
-            found = resumption.find(newest)
-            if found is not None and name in described_in(
-                self._newest_descriptions(deadline, "storing object", from_leader=True)
-            ):
-                raise ChunksLostError("this resume stands for an object that is stored under another name")
-            while found is not None and found.complete and found.idle > COMMIT_TIME:
-                resumption.take_back(found)
+            while True:
+                newest = self._last_meta(key, deadline, direct=False)
+                meta = None if newest is None else read_meta(self._name, newest)
+                if newest is not None and meta is not None and meta["nuid"] == name:
+                    resumption.check_stored(meta)
+                    stored = to_info(self._name, meta, newest.sequence)
+                    return None
                 found = resumption.find(newest)
-            return found
+                if found is None:
+                    return None
+                described = name in described_in(
+                    self._newest_descriptions(deadline, "storing object", from_leader=True)
+                )
+                late = found.complete and not (found.ended and found.idle <= COMMIT_TIME)
+                if not (described or late):
+                    return found
+                if self._last_meta(key, deadline, direct=False) != newest:
+                    continue  # while all that was looked at; perhaps it is stored now
+                if described:
+                    raise ChunksLostError("this resume stands for an object that is stored under another name")
+                resumption.take_back(found)
 
         upload.resume(find, deadline)
         return stored
