@@ -21,10 +21,13 @@ def frame_of(thread_id: int) -> FrameType | None:
 
     A garbage collection in the middle of that may stop all threads for ever in CPython 3.11 (gh-106883).
     """
+    frames = sys._current_frames  # noqa: SLF001  # documented way to a thread's stack
+    if sys.version_info >= (3, 12):
+        return frames().get(thread_id)
     collects = gc.isenabled()
-    gc.disable()
     try:
-        return sys._current_frames().get(thread_id)  # noqa: SLF001  # documented way to a thread's stack
+        gc.disable()
+        return frames().get(thread_id)
     finally:
         if collects:
             gc.enable()
