@@ -209,16 +209,16 @@ def test_upload_that_was_swept_begins_anew(objects: ObjectBucket, monkeypatch: p
     assert objects.get("k") == CONTENT
 
 
-@pytest.mark.parametrize("ttl", [None, 60])
+@pytest.mark.parametrize(("of_the_bucket", "of_the_object"), [(None, None), (60, None), (None, 60)])
 def test_upload_of_which_a_chunk_is_gone_is_refused_and_says_why_that_may_be(
-    new_objects: NewObjects, ttl: float | None
+    new_objects: NewObjects, of_the_bucket: float | None, of_the_object: float | None
 ) -> None:
-    objects = new_objects(ttl=ttl)
-    interrupt(objects, 5 * CHUNK)
+    objects = new_objects(ttl=of_the_bucket)
+    interrupt(objects, 5 * CHUNK, ttl=of_the_object)
     raw_objects(objects).delete_message(2)
-    why = "the bucket's ttl has removed some, or another" if ttl else "another"
+    why = "a ttl has removed some, or another" if of_the_bucket or of_the_object else "another"
     with pytest.raises(UploadLostError, match=rf"chunks are left .*; perhaps {why} upload goes by the same resume"):
-        objects.put_reader("k", io.BytesIO(CONTENT), resume="t")
+        objects.put_reader("k", io.BytesIO(CONTENT), resume="t", ttl=of_the_object)
 
 
 @pytest.mark.parametrize("late", [False, True])

@@ -164,7 +164,7 @@ class Resumption:
         looked = time.monotonic()
         now, chunks, expires = self._count()
         if chunks != -(-size // self._chunk_size):
-            why = "the bucket's ttl has removed some, or another" if expires else "another"
+            why = "a ttl has removed some, or another" if expires or TTL in newest.headers else "another"
             left = f"{chunks} chunks are left of those before byte {size}"
             raise ChunksLostError(f"{left}; perhaps {why} upload goes by the same resume")
         content = self._hash(size)
