@@ -6,7 +6,7 @@ import gc
 import itertools
 import sys
 import threading
-from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
 
@@ -16,33 +16,22 @@ from tests.support.signals import Stop
 from tests.support.steps import Signalled
 
 
-@pytest.fixture
-def _gc_as_it_was() -> Iterator[None]:
-    collects = gc.isenabled()
-    yield
-    (gc.enable if collects else gc.disable)()
-
-
 def test_frame_is_that_of_the_thread_and_none_of_a_thread_that_does_not_run() -> None:
     assert frame_of(threading.get_ident()) is not None
     assert frame_of(0) is None
 
 
-@pytest.mark.usefixtures("_gc_as_it_was")
 @pytest.mark.parametrize("collects", [True, False])
 def test_whether_garbage_is_collected_stays_as_it_was_whenever_an_interrupt_comes(*, collects: bool) -> None:
     def stop() -> None:
         raise Stop
 
-    (gc.enable if collects else gc.disable)()
     for moment in itertools.count(1):
-        signalled = Signalled(moment, stop, [_threads])
-        try:
-            with signalled:
+        with Signalled(moment, stop, [_threads]) as signalled:
+            (gc.enable if collects else gc.disable)()
+            with suppress(Stop):
                 frame_of(threading.get_ident())
-        except Stop:
-            pass
-        assert gc.isenabled() == collects
+            assert gc.isenabled() == collects
         if not signalled.happened:
             break
     assert moment > (3 if sys.version_info < (3, 12) else 1)

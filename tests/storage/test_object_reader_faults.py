@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import io
 import itertools
 import random
@@ -313,7 +312,6 @@ def test_read_that_is_interrupted_at_any_moment_costs_no_byte(objects: ObjectBuc
         raise Stop
 
     for moment in itertools.count(1):
-        gc.collect()  # a reader that an interrupt has left in a cycle would end in the next one
         with objects.open("k") as reader:
             assert reader.read(10) == content[:10]
             with suppress(Stop), Signalled(moment, stop, [_delivery, _source, _reader]) as signalled:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from types import FrameType, ModuleType, TracebackType
@@ -44,6 +45,9 @@ class Signalled:
     That is when a function begins and when one in C has returned. It does so between no other two steps, on which the
     ``with`` of a lock relies; `interrupted` knows no such difference.
 
+    No garbage is collected meanwhile: what an earlier interrupt has left in a cycle would end at some moment of this
+    one, and an error in a ``__del__`` reaches nobody.
+
     Attributes:
         happened: whether there was such a moment.
     """
@@ -55,7 +59,8 @@ class Signalled:
         self._files = {module.__file__ for module in modules}
 
     def __enter__(self) -> Self:
-        self._before = sys.getprofile()
+        self._before, self._collects = sys.getprofile(), gc.isenabled()
+        gc.disable()
         sys.setprofile(self._note)
         return self
 
@@ -63,6 +68,8 @@ class Signalled:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         sys.setprofile(self._before)
+        if self._collects:
+            gc.enable()
 
     def _note(self, frame: FrameType, event: str, _: Any) -> None:
         if event not in ("call", "c_return") or frame.f_code.co_filename not in self._files:
