@@ -412,21 +412,27 @@ def _at_the_end(reader: ObjectReader) -> bytes:
 
 @pytest.mark.parametrize("read", [_sequentially, _at_the_end])
 @pytest.mark.parametrize("begins", [0, 1, CHUNK * 8])
-@pytest.mark.parametrize("same", [True, False])
+@pytest.mark.parametrize(("byte", "more"), [(b"\0", 0), (b"x", 0), (b"\0", 1)], ids=["same", "another", "longer"])
 @pytest.mark.parametrize("chunks", [1, 20])
 def test_later_version_with_the_same_name_of_chunks_is_not_taken_for_this_one(
-    any_objects: ObjectBucket, *, chunks: int, same: bool, begins: int, read: Callable[[ObjectReader], bytes]
+    any_objects: ObjectBucket,
+    *,
+    chunks: int,
+    byte: bytes,
+    more: int,
+    begins: int,
+    read: Callable[[ObjectReader], bytes],
 ) -> None:
-    first = bytes(chunks * _LARGE_CHUNK)
+    first, second = bytes(chunks * _LARGE_CHUNK), byte * ((chunks + more) * _LARGE_CHUNK)
     any_objects.put_reader("k", io.BytesIO(first), resume="t")
     with any_objects.open("k", timeout=10) as reader:
         assert reader.read(begins) == first[:begins]
         any_objects.delete("k")
-        any_objects.put_reader("k", io.BytesIO(first if same else b"x" * len(first)), resume="t")
+        any_objects.put_reader("k", io.BytesIO(second), resume="t")
         if not (chunks == 1 and begins):  # else all had arrived
             with pytest.raises(ObjectChangedError):
                 read(reader)
-    assert any_objects.get("k") == (first if same else b"x" * len(first))
+    assert any_objects.get("k") == second
 
 
 def test_chunks_that_are_gone_are_not_taken_for_those_before_them(

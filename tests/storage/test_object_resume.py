@@ -532,7 +532,7 @@ def test_last_step_of_an_earlier_attempt_that_comes_late_is_no_object_of_another
 def test_object_that_is_damaged_is_not_returned_as_stored(objects: ObjectBucket) -> None:
     info = objects.put_reader("k", io.BytesIO(CONTENT), resume="t")
     raw_objects(objects).delete_message(info.revision - 3)
-    with pytest.raises(UploadLostError, match="it is stored, but damaged: 10 of 11 chunks are left"):
+    with pytest.raises(UploadLostError, match="it is stored, but damaged: chunks are missing"):
         objects.put_reader("k", io.BytesIO(CONTENT), resume="t")
 
 

@@ -146,7 +146,7 @@ class Reading(Catalog):
         if count == info.chunks:
             return
         newest = self._find(info.name, deadline, direct=False)
-        if newest is None or newest.nuid != info.nuid:
+        if newest is None or _content(newest) != _content(info):
             raise ObjectChangedError(self._name, info.name)
         expires = stream["config"].get("max_age")  # as it is now: the bucket may have got a ttl since it was opened
         if expires and self._has_lost_its_beginning(newest, count, state["first_seq"], deadline):
@@ -162,3 +162,11 @@ class Reading(Catalog):
         if number is not None:
             return number > 0 and count >= info.chunks - number  # more: it has lost some of them since
         return count == 1 or first_of_stream > info.revision - info.chunks
+
+
+def _content(info: ObjectInfo) -> tuple[object, ...]:
+    """Return what two versions do not have in common, unless only what describes them differs.
+
+    Of repeated uploads by one text the chunks have the same name.
+    """
+    return info.nuid, info.modified, info.size, info.digest

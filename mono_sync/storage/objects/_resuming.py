@@ -183,18 +183,17 @@ class Resumption:
         ttl = newest.headers.get(TTL)
         return Found(size, chunks, newest.sequence, content, age, idle, ttl, complete, ended, before)
 
-    def check_stored(self, meta: Json) -> None:
-        """Do nothing if the whole file is what a description describes, and is there.
+    def is_whole(self, meta: Json) -> bool:
+        """Return whether all chunks of an object are there, which has the content of the file.
 
         Raises:
-            ChunksLostError: it is not.
+            ChunksLostError: it has not.
         """
         content = self._hash(meta["size"])
         if digest_of(content) != meta["digest"] or self._file.read(1):
             raise ChunksLostError("this resume stands for another content, which is stored")
         _, chunks, _ = self._count()
-        if chunks != meta["chunks"]:
-            raise ChunksLostError(f"it is stored, but damaged: {chunks} of {meta['chunks']} chunks are left")
+        return bool(chunks == meta["chunks"])
 
     def take_back(self, found: Found) -> None:
         """Remove the last chunk, on which no description was stored and none will be: it is to be stored once more."""

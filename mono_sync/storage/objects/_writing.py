@@ -337,26 +337,30 @@ class Writing(Reading):
                 newest = self._last_meta(key, deadline, direct=False)
                 meta = None if newest is None else read_meta(self._name, newest)
                 if newest is not None and meta is not None and meta["nuid"] == name:
-                    resumption.check_stored(meta)
-                    stored = to_info(self._name, meta, newest.sequence)
-                    return None
-                found = resumption.find(newest)
-                if found is None:
-                    return None
-                described = name in described_in(
-                    self._newest_descriptions(deadline, "storing object", from_leader=True)
-                )
-                late = found.complete and not (found.ended and found.idle <= COMMIT_TIME)
-                if not (described or late):
-                    return found
+                    if resumption.is_whole(meta):
+                        stored = to_info(self._name, meta, newest.sequence)
+                        return None
+                    found, wrong = None, "it is stored, but damaged: chunks are missing"
+                else:
+                    found = resumption.find(newest)
+                    if found is None:
+                        return None
+                    wrong = self._where_else(name, deadline)
+                    if not wrong and (not found.complete or (found.ended and found.idle <= COMMIT_TIME)):
+                        return found
                 if self._last_meta(key, deadline, direct=False) != newest:
                     continue  # while all that was looked at; perhaps it is stored now
-                if described:
-                    raise ChunksLostError("this resume stands for an object that is stored under another name")
+                if found is None or wrong:
+                    raise ChunksLostError(wrong)
                 resumption.take_back(found)
 
         upload.resume(find, deadline)
         return stored
+
+    def _where_else(self, name: str, deadline: Deadline) -> str:
+        """Return that there is an object whose chunks have a name; empty if there is none."""
+        described = described_in(self._newest_descriptions(deadline, "storing object", from_leader=True))
+        return "this resume stands for an object that is stored under another name" if name in described else ""
 
     def _committing(self, key: str, condition: Condition, headers: dict[str, str], doing: str) -> Commit:
         subject = self._meta_subject(key)
