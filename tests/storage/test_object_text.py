@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ from hypothesis import strategies as st
 
 from mono_sync import ObjectBucket
 
-ENCODINGS = ["utf-8", "utf-8-sig", "UTF_8_SIG", "utf-16", "U16", "utf-16-le", "utf-32", "latin-1"]
+ENCODINGS = ["utf-8", "utf-8-sig", "UTF_8_SIG", "utf-16", "U16", "utf-16-le", "utf-32", "utf-7", "latin-1"]
 NEWLINES = st.sampled_from([None, "", "\n", "\r\n", "\r"])
 TEXTS = st.text("aü\n\r", max_size=8)
 
@@ -53,6 +55,29 @@ def test_text_is_stored_as_in_a_file(
         for call in calls:
             assert _call(stream, call) == _call(file, call)
             assert (stream.errors, stream.line_buffering) == (file.errors, file.line_buffering)
+    assert objects.get("k") == path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("encoding", "calls"),
+    [
+        ("utf-16", [("write", "\ud800"), ("encoding", "utf-8"), ("write", "hello")]),
+        ("shift_jis", [("write", "é"), ("encoding", "utf-16"), ("write", "hello")]),
+        ("ascii", [("write", "é"), ("encoding", "utf-8-sig"), ("write", "hello")]),
+        ("utf-16", [("write", "\ud800"), ("errors", "replace"), ("write", "hello")]),
+        ("iso2022_jp", [("write", "本"), ("errors", "replace"), ("write", "abcd")]),
+        ("iso2022_jp", [("write", "本"), ("encoding", "iso2022_jp"), ("write", "本")]),
+        ("iso2022_kr", [("write", "가"), ("errors", "replace"), ("write", "나")]),
+    ],
+)
+def test_encoder_goes_on_where_it_is_as_that_of_a_file(
+    objects: ObjectBucket, tmp_path: Path, encoding: str, calls: list[tuple[str, Any]]
+) -> None:
+    path = tmp_path / "f"
+    with path.open("w", encoding=encoding) as file, objects.open("k", "w", encoding=encoding) as stream:
+        for target, call in itertools.product((file, stream), calls):
+            with contextlib.suppress(UnicodeEncodeError):
+                _call(target, call)
     assert objects.get("k") == path.read_bytes()
 
 

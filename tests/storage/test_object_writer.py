@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import csv
+import functools
 import gc
 import gzip
 import hashlib
@@ -134,14 +135,18 @@ def test_flush_waits_for_all_chunks_but_the_last(objects: ObjectBucket) -> None:
         writer.flush()
 
 
-def test_it_is_a_binary_stream_that_can_only_be_written(objects: ObjectBucket) -> None:
+def test_it_is_a_stream_that_can_only_be_written(objects: ObjectBucket) -> None:
     with opened(objects) as writer:
         assert isinstance(writer, io.BufferedIOBase)
         assert (writer.writable(), writer.readable(), writer.seekable(), writer.isatty()) == (True, False, False, False)
         assert (writer.name, writer.mode, writer.closed) == ("k", "wb", False)
-        for call in (lambda: writer.read(1), lambda: writer.seek(0), writer.fileno, writer.truncate):
-            with pytest.raises(io.UnsupportedOperation):
-                call()
+        lines = text(objects)
+        assert (lines.writable(), lines.readable(), lines.seekable(), lines.isatty()) == (True, False, False, False)
+        for stream in (writer, lines):
+            for call in (stream.read, functools.partial(stream.seek, 0), stream.fileno, stream.truncate):
+                with pytest.raises(io.UnsupportedOperation):
+                    call()
+        lines.abort()
         writer.writelines([b"a", b"b"])
         assert repr(writer) == f"<ObjectWriter 'k' of bucket {objects.name!r}, at 2>"
     assert writer.closed

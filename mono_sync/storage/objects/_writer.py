@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import codecs
 import functools
 import os
 import warnings
 from collections.abc import Callable, Iterable
 from types import TracebackType
-from typing import Any, Final, cast
+from typing import Any, cast
 
 from typing_extensions import Buffer
 
@@ -51,6 +50,7 @@ class ObjectWriter(LoneStream):
         self._failure: BaseException | None = None
         self._abandoned = False
         self._info: ObjectInfo | None = None
+        self._seems_seekable = False
 
     # --- what a stream is
 
@@ -58,6 +58,10 @@ class ObjectWriter(LoneStream):
         """Return True."""
         self._check_open()
         return True
+
+    def seekable(self) -> bool:
+        """Return False."""
+        return self._seems_seekable
 
     def write(self, data: Buffer, /) -> int:
         """Take all bytes of a bytes-like object, and return how many.
@@ -244,17 +248,6 @@ class ObjectWriter(LoneStream):
         return f"a call before failed: {str(self._failure) or type(self._failure).__name__}"
 
 
-_WITH_MARK: Final = "utf-8-sig"
-
-
-def _name_of(encoding: str) -> str:
-    """Return how Python calls an encoding; empty where it knows none such."""
-    try:
-        return codecs.lookup(encoding).name
-    except LookupError:
-        return ""
-
-
 class TextObjectWriter(LoneText):
     """A text stream whose content becomes an object when it is closed: an `ObjectWriter` with an encoding.
 
@@ -265,7 +258,13 @@ class TextObjectWriter(LoneText):
         mode: as it was opened, ``"w"`` for example.
     """
 
-    _has_begun = False
+    def __init__(
+        self, binary: ObjectWriter, mode: str, *, encoding: str | None, errors: str | None, newline: str | None
+    ) -> None:
+        # CPython sees to marks of the byte order, and to the state of encoders, where it finds now that it can seek.
+        binary._seems_seekable = True  # noqa: SLF001  # the other half of this stream
+        super().__init__(binary, mode, encoding=encoding, errors=errors, newline=newline)
+        binary._seems_seekable = False  # noqa: SLF001
 
     @property
     def info(self) -> ObjectInfo | None:
@@ -279,8 +278,6 @@ class TextObjectWriter(LoneText):
         What is no str, or cannot be encoded, is refused, and the stream stays of use.
         """
         try:
-            if not self._has_begun and isinstance(text, str):
-                self._begin(text)
             return super().write(text)
         except (TypeError, ValueError):  # it cannot be taken, and what was taken before is still here
             raise
@@ -293,23 +290,13 @@ class TextObjectWriter(LoneText):
         """Write each of some texts; nothing is put between them."""
         super().writelines(lines)
 
-    def _begin(self, text: str) -> None:
-        """Write the mark of the byte order that begins a text, which CPython leaves out where it cannot seek."""
-        name = _name_of(self.encoding)
-        if name in ("utf-16", "utf-32"):
-            self._binary.write("".encode(name))
-        self._has_begun = bool(text) or name in ("utf-16", "utf-32", _WITH_MARK)
-
     @in_turn()
-    def reconfigure(self, /, *, encoding: str | None = None, errors: str | None = None, **options: Any) -> None:
+    def reconfigure(self, /, **options: Any) -> None:
         """Change encoding, errors or newline of what follows, as `io.TextIOWrapper.reconfigure` does.
 
         A mark of the byte order comes at the beginning only, whatever the encoding is changed to later.
         """
-        if self._has_begun and _name_of(encoding or self.encoding) == _WITH_MARK:  # any change would write it again
-            errors = self.errors if encoding is None and errors is None else errors
-            encoding = "utf-8"
-        super().reconfigure(encoding=encoding, errors=errors, **options)
+        super().reconfigure(**options)
 
     @in_turn()
     def flush(self) -> None:
