@@ -14,8 +14,18 @@ from typing import Any, Literal
 
 import pytest
 
-from mono_sync import ObjectBucket, ObjectWriter
-from mono_sync.storage.objects import _at_once, _committing, _lone_stream, _sink, _sinks, _upload, _writer, _writing
+from mono_sync import ObjectBucket, ObjectWriter, StorageError
+from mono_sync.storage.objects import (
+    _at_once,
+    _committing,
+    _lone_stream,
+    _sink,
+    _sinks,
+    _upload,
+    _views,
+    _writer,
+    _writing,
+)
 from tests.storage.helpers import chunk_subjects
 from tests.support.signals import Stop, Storm
 from tests.support.steps import Signalled
@@ -93,6 +103,57 @@ def test_stream_that_is_interrupted_at_any_moment_can_be_aborted(
         if not signalled.happened:
             break
     assert moment > 10  # all moments; how many there are depends on the interpreter
+
+
+Mode = Literal["wb", "w"]
+
+LARGE = "x" * (CHUNK + 5)
+STEPS: dict[str, tuple[Mode, Callable[[Any], object], str]] = {
+    "small": ("wb", lambda stream: stream.write(b"x"), "x"),
+    "large": ("wb", lambda stream: stream.write(LARGE.encode()), LARGE),
+    "lines": ("wb", lambda stream: stream.writelines([b"x", b"y"]), "xy"),
+    "flush": ("wb", lambda stream: stream.flush(), ""),
+    "text": ("w", lambda stream: stream.write("x"), "x"),
+    "large text": ("w", lambda stream: stream.write(LARGE), LARGE),
+    "lines of text": ("w", lambda stream: stream.writelines(["x", "y"]), "xy"),
+    "flush of text": ("w", lambda stream: stream.flush(), ""),
+}
+
+
+def _in_mode(mode: Mode, text: str) -> Any:
+    return text if mode == "w" else text.encode()
+
+
+@UNRAISABLE
+@pytest.mark.parametrize("step", STEPS)
+def test_stream_that_is_interrupted_at_any_moment_of_a_call_is_not_stored_whatever_is_written_later(
+    objects: ObjectBucket, step: str
+) -> None:
+    mode, call, _ = STEPS[step]
+    objects.put("k", b"old")
+    too_early = 0
+    for moment in itertools.count(1):
+        gc.collect()
+        stream: Any = objects.open("k", mode)
+        stream.write(_in_mode(mode, "begin"))
+        with contextlib.suppress(KeyboardInterrupt), Signalled(moment, CtrlC(), [*MODULES, _views]) as signalled:
+            call(stream)
+        if not signalled.happened:
+            stream.abort()
+            break
+        with contextlib.suppress(ValueError):  # that it is of no use
+            stream.write(_in_mode(mode, "end"))
+        try:
+            stream.close()
+        except StorageError as error:
+            assert "was not stored, for a call before failed: KeyboardInterrupt" in str(error)  # noqa: PT017  # below
+            assert objects.get("k") == b"old"
+        else:
+            too_early += 1
+            assert objects.get("k") == b"beginend"
+            objects.put("k", b"old")
+    assert moment > 5  # all moments; how many there are depends on the interpreter
+    assert too_early == 1  # before the first step, which is before the call
 
 
 def _with(objects: ObjectBucket) -> None:

@@ -8,7 +8,7 @@ import os
 import threading
 from collections.abc import Callable
 from threading import get_ident
-from typing import Any, Concatenate, NoReturn, ParamSpec, TypeVar
+from typing import Any, Concatenate, Final, NoReturn, ParamSpec, TypeVar
 
 from mono_sync.errors import ForkedError, StorageError
 
@@ -16,6 +16,9 @@ P = ParamSpec("P")
 S = TypeVar("S", bound="LoneStream")
 T = TypeVar("T")
 X = TypeVar("X", bound="LoneText")
+
+REFUSALS: Final = (TypeError, ValueError, ForkedError, StorageError)
+"""What a call raises that has taken nothing: for its argument, or because the stream cannot be used at the moment."""
 
 _process = os.getpid()  # to ask for it anew costs more than all else that is done for a line of text
 
@@ -58,28 +61,31 @@ def in_turn(
 
     Args:
         spares: errors that leave the stream as it was; after others something of it is lost. That is noted outside of
-            the lock, for an interrupt that comes as the lock is let go takes away what was read.
+            the lock, for an interrupt that comes as the lock is let go takes away what was read, and without a call,
+            before which the next one might come. One before the first step is as one before the call.
     """
 
     def decorate(method: Callable[Concatenate[X, P], T]) -> Callable[Concatenate[X, P], T]:
         @functools.wraps(method)
         def call(self: X, /, *args: P.args, **kwargs: P.kwargs) -> T:
-            me, owner = get_ident(), self._owner
-            if self._pid != _process or (owner is not None and owner != me):
-                self._refuse()
-            began = False
+            spared = spares
             try:
-                with self._turn:
-                    began = True
-                    self._owner = me
-                    try:
-                        return method(self, *args, **kwargs)
-                    finally:
-                        self._owner = owner
-            except spares:
+                me, owner = get_ident(), self._owner
+                if self._pid == _process and (owner is None or owner == me):
+                    with self._turn:
+                        self._owner = me
+                        try:
+                            return method(self, *args, **kwargs)
+                        finally:
+                            self._owner = owner
+                spared = REFUSALS
+                self._refuse()
+            except spared:
                 raise
-            except BaseException:
-                self._lost = self._lost or began
+            except BaseException as error:
+                half = self._half
+                if half._failure is None:  # noqa: SLF001  # the other half of this stream
+                    half._failure = error  # noqa: SLF001
                 raise
 
         return call
@@ -94,6 +100,7 @@ class LoneStream(io.BufferedIOBase):
         super().__init__()
         self._turn = threading.Lock()
         self._pid = os.getpid()
+        self._failure: BaseException | None = None  # after which something of it, or of its text, is lost
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(f"cannot pickle {self!r}: it is a stream")
@@ -122,7 +129,7 @@ class LoneText(io.TextIOWrapper):
         self._turn = threading.RLock()
         self._owner: int | None = None  # the thread that has the turn
         self._pid = os.getpid()
-        self._lost = False
+        self._half = binary  # also when it is detached
         named: Any = binary  # both kinds of them are
         super().__init__(named, encoding=encoding or "utf-8", errors=errors, newline=newline)
         self.mode = mode

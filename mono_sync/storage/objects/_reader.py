@@ -283,14 +283,14 @@ class TextObjectReader(LoneText):
     @in_turn(_READABLE)
     def read(self, size: int | None = -1, /) -> str:
         """Return so many characters, or as many as there are; all that are left where ``size`` is negative or None."""
-        if self._lost:
+        if self._half._failure is not None:  # noqa: SLF001  # of both halves of this stream
             self._say_lost()
         return super().read(size)
 
     @in_turn(_READABLE)
     def readline(self, size: int = -1, /) -> str:  # type: ignore[override]  # as typeshed has it of files
         """Return the next line with its end, or up to so many characters of it."""
-        if self._lost:
+        if self._half._failure is not None:  # noqa: SLF001  # of both halves of this stream
             self._say_lost()
         return super().readline(size)
 
@@ -303,13 +303,13 @@ class TextObjectReader(LoneText):
     def seek(self, cookie: int, whence: int = io.SEEK_SET, /) -> int:
         """Change the position to one that `tell` has returned, or to the beginning or the end, and return it."""
         position = super().seek(cookie, whence)
-        self._lost = False
+        self._half._failure = None  # noqa: SLF001
         return position
 
     @in_turn(Exception)
     def tell(self) -> int:
         """Return what `seek` comes back by."""
-        if self._lost:
+        if self._half._failure is not None:  # noqa: SLF001  # of both halves of this stream
             self._say_lost()
         return super().tell()
 

@@ -7,25 +7,51 @@ import os
 import warnings
 from collections.abc import Callable, Iterable
 from types import TracebackType
-from typing import Any, cast
+from typing import Any, Concatenate, Final, ParamSpec, TypeVar, TypeVarTuple, cast
 
 from typing_extensions import Buffer
 
 from mono_sync._durations import Deadline, Timeout
 from mono_sync.errors import StorageError
 from mono_sync.storage.objects._info import ObjectInfo
-from mono_sync.storage.objects._lone_stream import LoneStream, LoneText, alone, in_turn
+from mono_sync.storage.objects._lone_stream import REFUSALS, LoneStream, LoneText, alone, in_turn
 from mono_sync.storage.objects._upload import Upload
 from mono_sync.storage.objects._views import view_of
+
+P = ParamSpec("P")
+T = TypeVar("T")
+W = TypeVar("W", bound="ObjectWriter")
+Given = TypeVarTuple("Given")
+
+
+def _all_or_no_object(method: Callable[Concatenate[W, P], T]) -> Callable[Concatenate[W, P], T]:
+    """Let nothing be stored once a method has raised what is no refusal, for nobody knows then what it has taken.
+
+    That is noted as `in_turn` does.
+    """
+
+    @functools.wraps(method)
+    def call(self: W, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return method(self, *args, **kwargs)
+        except REFUSALS:
+            raise
+        except BaseException as error:
+            if self._failure is None:
+                self._failure = error
+            raise
+
+    return call
 
 
 class ObjectWriter(LoneStream):
     """A binary stream whose content becomes an object when it is closed. One thread at a time.
 
     `close`, also by a ``with`` that ends well, makes the object visible as a whole. An exception in the ``with``,
-    `abort`, or a call of the stream itself that fails leaves what was there before, and removes what was written; see
-    `close` for when that is not known. A call that is refused, for its argument or because another thread is in the
-    stream, takes nothing and does not count. A stream that is never closed stores nothing.
+    `abort`, or a call of the stream itself that fails or is interrupted leaves what was there before, and removes what
+    was written; see `close` for when that is not known. A call that is refused, for its argument or because another
+    thread, or this one, is in the stream, takes nothing and does not count; nor does one that is interrupted before its
+    first step. A stream that is never closed stores nothing.
 
     ``timeout`` is for each call that waits, not for the whole life of the stream. Memory stays bounded.
 
@@ -47,7 +73,6 @@ class ObjectWriter(LoneStream):
         self._buffer = bytearray()
         self._position = 0
         self._closed = False
-        self._failure: BaseException | None = None
         self._abandoned = False
         self._info: ObjectInfo | None = None
         self._seems_seekable = False
@@ -63,6 +88,8 @@ class ObjectWriter(LoneStream):
         """Return False."""
         return self._seems_seekable
 
+    @_all_or_no_object
+    @alone
     def write(self, data: Buffer, /) -> int:
         """Take all bytes of a bytes-like object, and return how many.
 
@@ -72,10 +99,16 @@ class ObjectWriter(LoneStream):
         if isinstance(data, str):
             raise TypeError("a bytes-like object is required, not 'str': call .encode(), or open with mode 'w'")
         with view_of(data) as view:
-            self._work(functools.partial(self._take, view))
-            self._position += len(view)
+            self._work(self._take, view)
             return len(view)
 
+    @_all_or_no_object
+    def writelines(self, lines: Iterable[Buffer], /) -> None:
+        """Write each of some bytes-like objects; nothing is put between them."""
+        super().writelines(lines)
+
+    @_all_or_no_object
+    @alone
     def flush(self) -> None:
         """Wait until the server has acknowledged what can be sent.
 
@@ -107,7 +140,7 @@ class ObjectWriter(LoneStream):
         while another thread is in the stream, leaves it as it was.
 
         Raises:
-            StorageError: a call before has failed, and nothing was stored; or another thread is in the stream.
+            StorageError: a call before has failed, and nothing was stored; or a call is under way in the stream.
             ObjectExistsError: with mode ``"xb"``: there is an object meanwhile.
             RevisionMismatchError: it is not at the revision ``if_match``.
             BucketFullError: the bucket's limit is reached.
@@ -172,13 +205,9 @@ class ObjectWriter(LoneStream):
 
     # --- steps
 
-    def _spoil(self, error: BaseException) -> None:
-        """Let nothing be stored, for bytes that belong to it are lost; whatever another thread does at the moment."""
-        if self._failure is None and not self._closed:
-            self._failure = error
-
     def _take(self, view: memoryview, deadline: Deadline) -> None:
         buffer, size, taken = self._buffer, self._size, 0
+        self._position += len(view)
         if buffer or len(view) < size:
             taken = min(size - len(buffer), len(view))
             buffer += view[:taken]
@@ -200,9 +229,13 @@ class ObjectWriter(LoneStream):
         if failure is not None:
             self._end(failure)
             raise StorageError(f"object {self.name!r} was not stored, for {self._before}") from failure
-        self._work(self._finish)
+        self._finish()
 
-    def _finish(self, deadline: Deadline) -> None:
+    @alone
+    def _finish(self) -> None:
+        self._work(self._make_object)
+
+    def _make_object(self, deadline: Deadline) -> None:
         try:
             if self._buffer:
                 self._upload.add(bytes(self._buffer), deadline)
@@ -211,8 +244,7 @@ class ObjectWriter(LoneStream):
         finally:
             self._closed = True
 
-    @alone
-    def _work(self, step: Callable[[Deadline], None]) -> None:
+    def _work(self, step: Callable[[*Given, Deadline], None], *given: *Given) -> None:
         """Let one call work on the stream, which is of no use once it has failed.
 
         Nothing here is a generator: one that an interrupt keeps from its ``with`` ends some time later.
@@ -222,7 +254,7 @@ class ObjectWriter(LoneStream):
         self._check_open()
         deadline = self._deadline()
         try:
-            step(deadline)
+            step(*given, deadline)
         except BaseException as error:
             self._failure = error
             self._buffer.clear()
@@ -248,6 +280,9 @@ class ObjectWriter(LoneStream):
         return f"a call before failed: {str(self._failure) or type(self._failure).__name__}"
 
 
+_SPARED: Final = (TypeError, ValueError, LookupError)  # what was taken before is still here
+
+
 class TextObjectWriter(LoneText):
     """A text stream whose content becomes an object when it is closed: an `ObjectWriter` with an encoding.
 
@@ -271,26 +306,20 @@ class TextObjectWriter(LoneText):
         """What the bucket knows of the object; None until it is stored."""
         return self._binary.info
 
-    @in_turn()
+    @in_turn(_SPARED)
     def write(self, text: str, /) -> int:
         """Take a text, and return its length. Raises what `ObjectWriter.write` raises.
 
         What is no str, or cannot be encoded, is refused, and the stream stays of use.
         """
-        try:
-            return super().write(text)
-        except (TypeError, ValueError):  # it cannot be taken, and what was taken before is still here
-            raise
-        except BaseException as error:
-            self._binary._spoil(error)  # noqa: SLF001  # the other half of this stream
-            raise
+        return super().write(text)
 
-    @in_turn()
+    @in_turn(_SPARED)
     def writelines(self, lines: Iterable[str], /) -> None:  # type: ignore[override]  # as typeshed has it of files
         """Write each of some texts; nothing is put between them."""
         super().writelines(lines)
 
-    @in_turn()
+    @in_turn(_SPARED)
     def reconfigure(self, /, **options: Any) -> None:
         """Change encoding, errors or newline of what follows, as `io.TextIOWrapper.reconfigure` does.
 
@@ -298,20 +327,15 @@ class TextObjectWriter(LoneText):
         """
         super().reconfigure(**options)
 
-    @in_turn()
+    @in_turn(_SPARED)
     def flush(self) -> None:
         """Wait until the server has acknowledged what can be sent, as `ObjectWriter.flush` does."""
-        binary = self._binary
-        try:
-            super().flush()
-        except BaseException as error:
-            binary._spoil(error)  # noqa: SLF001  # the other half of this stream
-            raise
+        super().flush()
 
-    @in_turn()
+    @in_turn(_SPARED)
     def tell(self) -> int:
         """Return how many bytes have been written, after a `flush`."""
-        self.flush()
+        super().flush()
         return self._binary.tell()
 
     def close(self) -> None:
@@ -328,7 +352,7 @@ class TextObjectWriter(LoneText):
         binary._check_usable()  # noqa: SLF001  # the other half of this stream
         try:
             if binary._failure is None:  # noqa: SLF001  # else nothing is stored in any case
-                self.flush()
+                super().flush()
             binary.close()
         except BaseException as error:
             binary._abort(error)  # noqa: SLF001
