@@ -143,6 +143,34 @@ def test_text_that_is_interrupted_at_any_moment_does_not_go_on(
     assert kept < 5
 
 
+@pytest.mark.parametrize("read", [_next_line, _all_lines])
+def test_what_a_signal_handler_reads_at_any_moment_of_a_call_is_refused_or_missing_nowhere_else(
+    objects: ObjectBucket, read: Callable[[TextObjectReader], str]
+) -> None:
+    lines = [f"{number} and more than a portion" * 500 + "\n" for number in range(3)]
+    objects.put("k", "".join(lines).encode())
+    refused = 0
+
+    def handle() -> None:
+        nonlocal refused
+        try:
+            parts.append(text.readline())
+        except StorageError:
+            refused += 1
+
+    for moment in itertools.count(1):
+        parts = list[str]()
+        signalled = Signalled(moment, handle, [_lone_stream, _reader, _source])
+        with objects.open("k", "r") as text:
+            with signalled:
+                parts.append(read(text))
+            parts.append(text.read())
+        assert sorted("".join(parts)) == sorted("".join(lines))
+        if not signalled.happened:
+            break
+    assert refused > 5
+
+
 def test_call_that_is_refused_for_its_argument_loses_no_text(objects: ObjectBucket) -> None:
     objects.put("k", b"first\nsecond\n")
     with objects.open("k", "r") as text:

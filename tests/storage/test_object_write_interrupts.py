@@ -156,6 +156,65 @@ def test_stream_that_is_interrupted_at_any_moment_of_a_call_is_not_stored_whatev
     assert too_early == 1  # before the first step, which is before the call
 
 
+@pytest.mark.parametrize("step", STEPS)
+def test_what_a_signal_handler_writes_at_any_moment_of_a_call_is_refused_or_stored_once(
+    objects: ObjectBucket, step: str
+) -> None:
+    mode, call, taken = STEPS[step]
+    refused, wrote = 0, ""
+
+    def handle() -> None:
+        nonlocal refused, wrote
+        try:
+            stream.write(_in_mode(mode, "+"))
+            wrote = "+"
+        except StorageError as error:
+            assert "one call at a time" in str(error)  # noqa: PT017  # or nothing is raised
+            refused += 1
+
+    for moment in itertools.count(1):
+        wrote = ""
+        stream: Any = objects.open("k", mode)
+        stream.write(_in_mode(mode, "begin"))
+        with Signalled(moment, handle, [_lone_stream, _upload, _views, _writer]) as signalled:
+            call(stream)
+        stream.write(_in_mode(mode, "end"))
+        told = stream.tell()
+        stream.close()
+        stored = objects.get("k", b"").decode()
+        assert (stored.replace("+", ""), stored.count("+")) == (f"begin{taken}end", len(wrote))
+        assert told == len(stored)
+        if not signalled.happened:
+            break
+    assert refused > 1
+
+
+@pytest.mark.parametrize("mode", ["wb", "w"])
+def test_what_a_signal_handler_writes_at_any_moment_of_a_close_is_refused_or_stored(
+    objects: ObjectBucket, mode: Mode
+) -> None:
+    refused, wrote = 0, ""
+
+    def handle() -> None:
+        nonlocal refused, wrote
+        try:
+            stream.write(_in_mode(mode, "+"))
+            wrote = "+"
+        except (StorageError, ValueError):
+            refused += 1
+
+    for moment in itertools.count(1):
+        wrote = ""
+        stream: Any = objects.open("k", mode)
+        stream.write(_in_mode(mode, LARGE))
+        with Signalled(moment, handle, [_lone_stream, _upload, _views, _writer]) as signalled:
+            stream.close()
+        assert objects.get("k") == (LARGE + wrote).encode()
+        if not signalled.happened:
+            break
+    assert refused > 10
+
+
 def _with(objects: ObjectBucket) -> None:
     with objects.open("k", "wb") as writer:
         writer.write(CONTENT)

@@ -692,6 +692,36 @@ def test_second_thread_in_a_text_is_refused_between_two_lines_of_the_first(objec
     assert objects.get("k") == b"first\nfrom within\nlast\n"
 
 
+def test_what_comes_into_a_text_out_of_its_own_thread_is_refused_while_it_passes_on_what_it_has(
+    objects: ObjectBucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As ``__del__`` and signal handlers do. CPython, up to 3.12.4, would store freed memory (gh-119506)."""
+    write, calls = ObjectWriter.write, list[Callable[[], object]]()
+
+    def entered(self: ObjectWriter, data: Any, /) -> int:
+        size = write(self, data)
+        while calls:
+            with pytest.raises(StorageError, match=r"is in use: .* one call at a time"):
+                calls.pop()()
+        return size
+
+    monkeypatch.setattr(ObjectWriter, "write", entered)
+    with text(objects) as lines:
+        for outer in (
+            lambda: lines.write("a" * 10_000),
+            lines.flush,
+            lines.tell,
+            lambda: lines.writelines(["b"] * 9_000),
+        ):
+            lines.write("x" * 5_000)
+            calls += [lambda: lines.write("+"), lambda: lines.writelines(["+"]), lines.flush, lines.tell, lines.close]
+            calls += [lambda: lines.reconfigure(newline="\r\n"), lines.detach, lambda: print("+", file=lines)]
+            outer()
+            assert not calls
+        lines.write("y")
+    assert objects.get("k") == b"x" * 5_000 + b"a" * 10_000 + b"x" * 15_000 + b"b" * 9_000 + b"y"
+
+
 def test_one_thread_after_the_other_may_use_it(objects: ObjectBucket) -> None:
     writer = opened(objects)
     for _ in range(3):

@@ -20,6 +20,7 @@ X = TypeVar("X", bound="LoneText")
 REFUSALS: Final = (TypeError, ValueError, ForkedError, StorageError)
 """What a call raises that has taken nothing: for its argument, or because the stream cannot be used at the moment."""
 
+_NOBODY: Final = 0  # no thread has such an identifier
 _process = os.getpid()  # to ask for it anew costs more than all else that is done for a line of text
 
 
@@ -52,17 +53,20 @@ def alone(method: Callable[Concatenate[S, P], T]) -> Callable[Concatenate[S, P],
 
 
 def in_turn(
-    spares: type[BaseException] | tuple[type[BaseException], ...] = BaseException,
+    spares: type[BaseException] | tuple[type[BaseException], ...] = BaseException, *, again: bool = True
 ) -> Callable[[Callable[Concatenate[X, P], T]], Callable[Concatenate[X, P], T]]:
     """Let a method of a text stream run in one thread at a time, from its beginning to its end.
 
-    The binary stream is free between two of its calls that one of the text stream makes. The thread may come again
-    from within, for C calls `flush` and `tell` by name. As for `alone`, the lock is one to wait for.
+    The binary stream is free between two of its calls that one of the text stream makes. As for `alone`, the lock is
+    one to wait for.
 
     Args:
         spares: errors that leave the stream as it was; after others something of it is lost. That is noted outside of
             the lock, for an interrupt that comes as the lock is let go takes away what was read, and without a call,
             before which the next one might come. One before the first step is as one before the call.
+        again: whether the thread may come again from within, for C calls `flush` and others by name. Into what C does
+            not call from it may not: a `write` out of a ``__del__`` or a signal handler makes older CPythons
+            store something else than the `write` that it comes into was to pass on (gh-119506).
     """
 
     def decorate(method: Callable[Concatenate[X, P], T]) -> Callable[Concatenate[X, P], T]:
@@ -73,7 +77,7 @@ def in_turn(
                 me, owner = get_ident(), self._owner
                 if self._pid == _process and (owner is None or owner == me):
                     with self._turn:
-                        self._owner = me
+                        self._owner = me if again else _NOBODY
                         try:
                             return method(self, *args, **kwargs)
                         finally:
@@ -114,7 +118,7 @@ class LoneStream(io.BufferedIOBase):
             raise self._in_use()
 
     def _in_use(self) -> StorageError:
-        return StorageError(f"{self!r} is in use: one thread at a time")
+        return StorageError(f"{self!r} is in use: one thread at a time, one call at a time")
 
 
 class LoneText(io.TextIOWrapper):
@@ -127,7 +131,7 @@ class LoneText(io.TextIOWrapper):
     ) -> None:
         _watch_forks()
         self._turn = threading.RLock()
-        self._owner: int | None = None  # the thread that has the turn
+        self._owner: int | None = None  # the thread that has the turn and may come again
         self._pid = os.getpid()
         self._half = binary  # also when it is detached
         named: Any = binary  # both kinds of them are

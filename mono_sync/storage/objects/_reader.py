@@ -269,7 +269,7 @@ class TextObjectReader(LoneText):
     """An object as a stream of text: an `ObjectReader` with an encoding.
 
     A call that fails loses text, as those of all text streams do; reading and `tell` then raise `StorageError` until
-    `seek`. One that is refused for its argument, or because another thread is in the stream, loses nothing.
+    `seek`. One that is refused for its argument, or because another call is under way, loses nothing.
 
     Attributes:
         mode: as it was opened, ``"r"`` for example.
@@ -280,14 +280,14 @@ class TextObjectReader(LoneText):
         """What the bucket knew of the object when it was opened; of a link, its target."""
         return self._binary.info
 
-    @in_turn(_READABLE)
+    @in_turn(_READABLE, again=False)
     def read(self, size: int | None = -1, /) -> str:
         """Return so many characters, or as many as there are; all that are left where ``size`` is negative or None."""
         if self._half._failure is not None:  # noqa: SLF001  # of both halves of this stream
             self._say_lost()
         return super().read(size)
 
-    @in_turn(_READABLE)
+    @in_turn(_READABLE, again=False)
     def readline(self, size: int = -1, /) -> str:  # type: ignore[override]  # as typeshed has it of files
         """Return the next line with its end, or up to so many characters of it."""
         if self._half._failure is not None:  # noqa: SLF001  # of both halves of this stream

@@ -288,6 +288,7 @@ class TextObjectWriter(LoneText):
 
     An exception in its ``with``, and `abort`, leave what was there before. So does a call that fails on the way to the
     binary stream, also where another thread is in it: `io.TextIOWrapper` has forgotten by then what it was to pass on.
+    A call out of a ``__del__`` or a signal handler that comes into one of its thread is refused, and loses nothing.
 
     Attributes:
         mode: as it was opened, ``"w"`` for example.
@@ -306,7 +307,7 @@ class TextObjectWriter(LoneText):
         """What the bucket knows of the object; None until it is stored."""
         return self._binary.info
 
-    @in_turn(_SPARED)
+    @in_turn(_SPARED, again=False)
     def write(self, text: str, /) -> int:
         """Take a text, and return its length. Raises what `ObjectWriter.write` raises.
 
@@ -327,12 +328,12 @@ class TextObjectWriter(LoneText):
         """
         super().reconfigure(**options)
 
-    @in_turn(_SPARED)
+    @in_turn(_SPARED, again=False)
     def flush(self) -> None:
         """Wait until the server has acknowledged what can be sent, as `ObjectWriter.flush` does."""
         super().flush()
 
-    @in_turn(_SPARED)
+    @in_turn(_SPARED, again=False)
     def tell(self) -> int:
         """Return how many bytes have been written, after a `flush`."""
         super().flush()
@@ -346,7 +347,7 @@ class TextObjectWriter(LoneText):
         if not self.closed:
             self._close()
 
-    @in_turn()
+    @in_turn(again=False)
     def _close(self) -> None:
         binary = self._binary
         binary._check_usable()  # noqa: SLF001  # the other half of this stream
