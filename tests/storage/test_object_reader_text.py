@@ -184,6 +184,21 @@ def test_call_that_is_refused_for_its_argument_loses_no_text(objects: ObjectBuck
         assert text.readline() == "second\n"
 
 
+def test_seek_in_a_loop_over_lines_is_refused_as_by_a_file_and_loses_no_text(objects: ObjectBucket) -> None:
+    objects.put("k", b"first\nsecond\n")
+    with objects.open("k", "r") as text:
+        for line in text:
+            assert line in ("first\n", "second\n")
+            for call in (text.tell, lambda: text.seek(0, io.SEEK_CUR)):
+                with pytest.raises(OSError, match="telling position disabled by next"):
+                    call()
+        assert line == "second\n"
+        assert text.seek(0, io.SEEK_CUR) == 13
+        assert text.seek(6) == 6
+        assert text.seek(0, io.SEEK_CUR) == 6
+        assert text.read() == line
+
+
 def test_what_cannot_be_decoded_is_an_error_after_which_it_is_read_on_as_a_file(objects: ObjectBucket) -> None:
     objects.put("k", b"\xff" * 10_000 + b"\nsecond\n")
     with objects.open("k", "r") as text:

@@ -299,9 +299,14 @@ class TextObjectReader(LoneText):
         """Return the lines that are left, or until they are more than ``hint`` characters."""
         return super().readlines(-1 if hint is None else hint)
 
-    @in_turn((TypeError, ValueError))
     def seek(self, cookie: int, whence: int = io.SEEK_SET, /) -> int:
         """Change the position to one that `tell` has returned, or to the beginning or the end, and return it."""
+        if whence == io.SEEK_CUR and cookie == 0:  # where nobody may `tell`, nothing is lost
+            cookie, whence = self.tell(), io.SEEK_SET
+        return self._seek(cookie, whence)
+
+    @in_turn((TypeError, ValueError))
+    def _seek(self, cookie: int, whence: int) -> int:
         position = super().seek(cookie, whence)
         self._half._failure = None  # noqa: SLF001
         return position
