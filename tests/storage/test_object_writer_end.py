@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import io
+import os
 from collections.abc import Callable
 from typing import Any, Literal, cast
 
@@ -25,6 +27,10 @@ from tests.storage.conftest import NewObjects
 from tests.storage.helpers import chunk_subjects
 
 CHUNK = 128 * 1024
+
+
+class OopsError(Exception):
+    pass
 
 
 def beaten(objects: ObjectBucket, mode: Literal["xb", "x"]) -> Any:
@@ -137,6 +143,47 @@ def test_close_that_is_refused_because_another_thread_is_in_the_stream_changes_n
     assert objects.get("k") == b"whole"
 
 
+def fail_in(stream: Any) -> None:
+    with stream:
+        raise OopsError
+
+
+def notes_of_failing_in(stream: Any) -> list[str]:
+    with pytest.raises(OopsError) as caught:
+        fail_in(stream)
+    return getattr(caught.value, "__notes__", [])
+
+
+@pytest.mark.parametrize("mode", ["wb", "w"])
+def test_with_that_may_not_abort_because_another_thread_is_in_the_stream_raises_what_its_block_did(
+    objects: ObjectBucket, mode: Literal["wb", "w"]
+) -> None:
+    stream: Any = objects.open("k", mode)
+    binary: ObjectWriter = stream if mode == "wb" else stream.buffer
+    with binary._turn:
+        (note,) = notes_of_failing_in(stream)
+    assert "the stream was not aborted: <ObjectWriter 'k' " in note
+    assert "in use: one thread at a time" in note
+    assert not stream.closed
+    assert notes_of_failing_in(stream) == []
+    assert stream.closed
+
+
+@pytest.mark.parametrize("mode", ["wb", "w"])
+def test_with_in_a_forked_child_raises_what_its_block_did(objects: ObjectBucket, mode: Literal["wb", "w"]) -> None:
+    stream: Any = objects.open("k", mode)
+    child = os.fork()
+    if child == 0:
+        code = 1
+        with contextlib.suppress(BaseException):
+            (note,) = notes_of_failing_in(stream)
+            code = 0 if "belongs to the parent process" in note else 1
+        os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    stream.close()
+    assert objects.get("k") == b""
+
+
 # --- what is said of a call before
 
 
@@ -175,6 +222,17 @@ def test_detached_binary_stream_is_stored_without_the_text_stream(objects: Objec
     with io.TextIOWrapper(lines.detach(), encoding="latin-1") as others:
         others.write("ü")
     assert objects.get("k") == "ü".encode() + "ü".encode("latin-1")
+
+
+def test_with_of_a_text_stream_that_was_detached_raises_what_its_block_did(objects: ObjectBucket) -> None:
+    def detach_and_fail() -> None:
+        with objects.open("k", "w") as lines:
+            lines.detach().close()
+            raise OopsError
+
+    with pytest.raises(OopsError):
+        detach_and_fail()
+    assert objects.get("k") == b""
 
 
 def test_with_of_a_text_stream_that_was_detached_ends_as_that_of_a_file(objects: ObjectBucket) -> None:

@@ -12,7 +12,7 @@ from typing import Any, Concatenate, Final, ParamSpec, TypeVar, TypeVarTuple, ca
 from typing_extensions import Buffer
 
 from mono_sync._durations import Deadline, Timeout
-from mono_sync.errors import StorageError
+from mono_sync.errors import ForkedError, StorageError
 from mono_sync.storage.objects._info import ObjectInfo
 from mono_sync.storage.objects._lone_stream import REFUSALS, LoneStream, LoneText, alone, in_turn
 from mono_sync.storage.objects._upload import Upload
@@ -175,6 +175,13 @@ class ObjectWriter(LoneStream):
         if not self._closed:
             self._end(reason)
 
+    def _abort_for(self, error: BaseException) -> None:
+        """Abort for what has ended a ``with``, in whose place nobody is to get why that was refused."""
+        try:
+            self._abort(error)
+        except (ForkedError, StorageError) as refusal:
+            error.add_note(f"and the stream was not aborted: {refusal}")
+
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
@@ -185,7 +192,7 @@ class ObjectWriter(LoneStream):
             self._abort(failure)  # where an interrupt has come before `close` did anything
             raise
         if error is not None:
-            self._abort(error)
+            self._abort_for(error)
 
     def __del__(self, warn: Any = warnings.warn) -> None:
         """Store nothing: whoever forgets a file has not said that it is complete."""
@@ -373,8 +380,8 @@ class TextObjectWriter(LoneText):
             if self.buffer is not None:  # else it is detached, which `close` has said
                 self._binary._abort(failure)  # noqa: SLF001  # the other half of this stream
             raise
-        if error is not None:
-            self._binary._abort(error)  # noqa: SLF001
+        if error is not None and self.buffer is not None:
+            self._binary._abort_for(error)  # noqa: SLF001
 
     def __del__(self) -> None:
         """Do not close it, as `io.TextIOWrapper` would: the binary stream says that it is not stored."""
