@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import itertools
 import random
@@ -187,6 +188,35 @@ def test_what_a_signal_handler_writes_at_any_moment_of_a_call_is_refused_or_stor
         if not signalled.happened:
             break
     assert refused > 1
+
+
+@pytest.mark.parametrize("step", ["small", "large", "text", "large text"])
+def test_call_that_raises_because_a_signal_handler_was_refused_has_taken_nothing_or_nothing_is_stored(
+    objects: ObjectBucket, step: str
+) -> None:
+    mode, call, taken = STEPS[step]
+    objects.put("k", b"old")
+    raised = 0
+    for moment in itertools.count(1):
+        stream: Any = objects.open("k", mode)
+        stream.write(_in_mode(mode, "begin"))
+        rest = taken
+        handle = functools.partial(stream.write, _in_mode(mode, ""))
+        with Signalled(moment, handle, [_lone_stream, _upload, _views, _writer]) as signalled:
+            try:
+                call(stream)
+            except StorageError:
+                raised, rest = raised + 1, ""
+        try:
+            stream.close()
+        except StorageError:
+            assert objects.get("k") == b"old"
+        else:
+            assert objects.get("k") == f"begin{rest}".encode()
+            objects.put("k", b"old")
+        if not signalled.happened:
+            break
+    assert raised > 0
 
 
 @pytest.mark.parametrize("mode", ["wb", "w"])

@@ -88,7 +88,7 @@ def in_turn(
                 raise
             except BaseException as error:
                 half = self._half
-                if half._failure is None:  # noqa: SLF001  # the other half of this stream
+                if half._failure is None and self.buffer is not None:  # noqa: SLF001  # the other half of this stream
                     half._failure = error  # noqa: SLF001
                 raise
 
@@ -133,7 +133,7 @@ class LoneText(io.TextIOWrapper):
         self._turn = threading.RLock()
         self._owner: int | None = None  # the thread that has the turn and may come again
         self._pid = os.getpid()
-        self._half = binary  # also when it is detached
+        self._half = binary
         named: Any = binary  # both kinds of them are
         super().__init__(named, encoding=encoding or "utf-8", errors=errors, newline=newline)
         self.mode = mode

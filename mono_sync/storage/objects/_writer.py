@@ -88,19 +88,27 @@ class ObjectWriter(LoneStream):
         """Return False."""
         return self._seems_seekable
 
-    @_all_or_no_object
-    @alone
     def write(self, data: Buffer, /) -> int:
         """Take all bytes of a bytes-like object, and return how many.
 
         They are sent as soon as they fill a chunk. Raises what `close` raises; the stream is of no use then. What is
         not bytes-like is refused, a str for example, and the stream stays of use.
         """
-        if isinstance(data, str):
-            raise TypeError("a bytes-like object is required, not 'str': call .encode(), or open with mode 'w'")
-        with view_of(data) as view:
-            self._work(self._take, view)
-            return len(view)
+        refusals: tuple[type[BaseException], ...] = REFUSALS
+        try:
+            self._check_usable()
+            if isinstance(data, str):
+                raise TypeError("a bytes-like object is required, not 'str': call .encode(), or open with mode 'w'")
+            with self._turn, view_of(data) as view:
+                refusals = ()  # that of a call out of a signal handler, which comes into this one, would look like one
+                self._work(self._take, view)
+                return len(view)
+        except refusals:
+            raise
+        except BaseException as error:
+            if self._failure is None:
+                self._failure = error
+            raise
 
     @_all_or_no_object
     def writelines(self, lines: Iterable[Buffer], /) -> None:
@@ -252,7 +260,7 @@ class ObjectWriter(LoneStream):
             self._closed = True
 
     def _work(self, step: Callable[[*Given, Deadline], None], *given: *Given) -> None:
-        """Let one call work on the stream, which is of no use once it has failed.
+        """Let one call, which has the turn, work on the stream, which is of no use once that has failed.
 
         Nothing here is a generator: one that an interrupt keeps from its ``with`` ends some time later.
         """
@@ -287,7 +295,7 @@ class ObjectWriter(LoneStream):
         return f"a call before failed: {str(self._failure) or type(self._failure).__name__}"
 
 
-_SPARED: Final = (TypeError, ValueError, LookupError)  # what was taken before is still here
+_SPARED: Final = (TypeError, UnicodeError, LookupError)  # what was taken before is still here
 
 
 class TextObjectWriter(LoneText):
@@ -327,7 +335,7 @@ class TextObjectWriter(LoneText):
         """Write each of some texts; nothing is put between them."""
         super().writelines(lines)
 
-    @in_turn(_SPARED)
+    @in_turn((TypeError, ValueError, LookupError))
     def reconfigure(self, /, **options: Any) -> None:
         """Change encoding, errors or newline of what follows, as `io.TextIOWrapper.reconfigure` does.
 
@@ -335,12 +343,12 @@ class TextObjectWriter(LoneText):
         """
         super().reconfigure(**options)
 
-    @in_turn(_SPARED, again=False)
+    @in_turn(TypeError, again=False)
     def flush(self) -> None:
         """Wait until the server has acknowledged what can be sent, as `ObjectWriter.flush` does."""
         super().flush()
 
-    @in_turn(_SPARED, again=False)
+    @in_turn(TypeError, again=False)
     def tell(self) -> int:
         """Return how many bytes have been written, after a `flush`."""
         super().flush()
