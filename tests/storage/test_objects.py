@@ -300,6 +300,9 @@ def test_changed_chunk_is_a_digest_mismatch(any_objects: ObjectBucket, size: int
     raw = raw_objects(any_objects)
     raw.delete_message(info.revision - 1)
     raw.put(f"$O.{any_objects.name}.C.{info.nuid}", bytes(size % CHUNK))
+    with pytest.raises(DigestMismatchError, match="a chunk was stored behind the description"):
+        any_objects.get("k")
+    any_objects.update_meta("k", description="now the description is behind it")
     with pytest.raises(DigestMismatchError, match="the digest is wrong"):
         any_objects.get("k")
 

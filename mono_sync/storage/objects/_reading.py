@@ -132,8 +132,8 @@ class Reading(Catalog):
             source.close()
         return content.getvalue()
 
-    def _check(self, info: ObjectInfo, deadline: Deadline) -> None:
-        """Return if all chunks of a version are there.
+    def _check(self, info: ObjectInfo, deadline: Deadline, *, later: bool = False) -> None:
+        """Return if all chunks of a version are there, and no ``later`` ones.
 
         Raises:
             ObjectChangedError: it was replaced, was deleted or expires.
@@ -143,7 +143,7 @@ class Reading(Catalog):
         stream = self._jetstream.api(f"STREAM.INFO.{self._stream}", {"subjects_filter": subject}, deadline)
         state = stream["state"]
         count = (state.get("subjects") or {}).get(subject, 0)
-        if count == info.chunks:
+        if count == info.chunks and not later:
             return
         newest = self._find(info.name, deadline, direct=False)
         if newest is None or _content(newest) != _content(info):
@@ -151,7 +151,8 @@ class Reading(Catalog):
         expires = stream["config"].get("max_age")  # as it is now: the bucket may have got a ttl since it was opened
         if expires and self._has_lost_its_beginning(newest, count, state["first_seq"], deadline):
             raise ObjectChangedError(self._name, info.name)  # chunks are older than the description, and go first
-        raise DigestMismatchError(self._name, info.name, f"{count} of {info.chunks} chunks are left")
+        damage = "a chunk was stored behind the description" if later else f"{count} of {info.chunks} chunks are left"
+        raise DigestMismatchError(self._name, info.name, damage)
 
     def _has_lost_its_beginning(self, info: ObjectInfo, count: int, first_of_stream: int, deadline: Deadline) -> bool:
         """Return whether chunks that were left, and counted, a moment ago are the last ones, as far as can be told."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from time import sleep
-from typing import Final, NoReturn, TypeAlias, TypeVar
+from typing import Final, NoReturn, Protocol, TypeAlias, TypeVar
 
 from mono_sync._durations import Deadline
 from mono_sync.connection import CoreConnection, Delivery, DeliveryLostError, JetStream
@@ -13,7 +13,6 @@ from mono_sync.errors import (
     ConnectionLostError,
     DigestMismatchError,
     MonoError,
-    ObjectChangedError,
     OperationTimeoutError,
 )
 from mono_sync.storage.objects._info import ObjectInfo
@@ -23,7 +22,13 @@ from mono_sync.storage.objects._meta import digest_of
 T = TypeVar("T")
 
 Explain: TypeAlias = Callable[[MonoError, Deadline, str, str], NoReturn]
-Check: TypeAlias = Callable[[Deadline], None]
+
+
+class Check(Protocol):
+    """Raises if a version is not what it was any more; ``later``: messages behind its description go by its name."""
+
+    def __call__(self, deadline: Deadline, /, *, later: bool = False) -> None: ...
+
 
 _WINDOW: Final = 4 << 20  # bytes under way: what is asked on the same connection meanwhile comes behind them
 _MOST_UNDER_WAY: Final = 256
@@ -155,7 +160,7 @@ class Source:
             self._direct = False  # when it is missing: it came from a replica that lags behind
             if only is None:
                 raise DeliveryLostError
-            self._check_turn(only.sequence)
+            self._check_age(only.sequence, deadline)
             return only.data, only.sequence
         if self._delivery is None:
             delivery = self._begin(deadline)
@@ -165,7 +170,7 @@ class Source:
         message, sequence = delivery.next(deadline, ahead=self._ahead(need))
         if first + delivery.taken - 1 != self._next.number:  # an interrupt kept the one before from being used
             raise DeliveryLostError
-        self._check_turn(sequence)
+        self._check_age(sequence, deadline)
         if sequence != self._next.sequence and delivery.taken > self._certain:
             # Other messages are in between, or chunks were. If all are there now, it is the next, as are those behind.
             certain = delivery.arrived
@@ -173,21 +178,20 @@ class Source:
             self._certain = certain
         return message.data, sequence
 
-    def _check_turn(self, sequence: int) -> None:
-        """Do nothing with a chunk that was stored before the description, as all of its version were.
+    def _check_age(self, sequence: int, deadline: Deadline) -> None:
+        """Take no chunk that was stored behind the description, as none of this version was.
 
-        Raises:
-            ObjectChangedError: a later version has the same name of chunks, as when a resumable upload is repeated.
+        A later version may have the same name of chunks, as when a resumable upload is repeated.
         """
         if sequence > self.info.revision:
-            raise ObjectChangedError(self.info.bucket, self.info.name)
+            self._check(deadline, later=True)
 
     def _check_all(self, deadline: Deadline) -> None:
         """Do nothing if all chunks are there, and no later version's."""
         self._check(deadline)
         later = self._jetstream.next_of(self._stream, self._subject, self.info.revision + 1, deadline)
         if later is not None:
-            self._check_turn(later.sequence)
+            self._check_age(later.sequence, deadline)
 
     def _begin(self, deadline: Deadline) -> Delivery:
         """Return a delivery that begins with the next chunk."""
