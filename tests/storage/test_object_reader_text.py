@@ -55,6 +55,21 @@ def test_text_does_not_go_on_after_an_error_in_which_some_of_it_was_lost(
         read(text)
 
 
+def test_text_that_failed_is_let_go_at_once_when_it_is_dropped(
+    objects: ObjectBucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def late(*_: object) -> None:
+        raise OperationTimeoutError("reading", 1)
+
+    objects.put("k", b"x")
+    monkeypatch.setattr(Source, "chunk_at", late)
+    text = [objects.open("k", "r")]
+    with pytest.raises(OperationTimeoutError):
+        text[0].read()
+    with pytest.warns(ResourceWarning, match="unclosed"):
+        text.clear()
+
+
 def test_second_thread_in_a_text_gets_an_error_and_the_first_its_lines(
     objects: ObjectBucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,7 +8,7 @@ import os
 import threading
 from collections.abc import Callable
 from threading import get_ident
-from typing import Any, Concatenate, Final, NoReturn, ParamSpec, TypeVar
+from typing import Any, ClassVar, Concatenate, Final, NoReturn, ParamSpec, TypeVar
 
 from mono_sync.errors import ForkedError, StorageError
 
@@ -89,7 +89,7 @@ def in_turn(
             except BaseException as error:
                 half = self._half
                 if half._failure is None and self.buffer is not None:  # noqa: SLF001  # the other half of this stream
-                    half._failure = error  # noqa: SLF001
+                    half._failure = self._loss or error  # noqa: SLF001
                 raise
 
         return call
@@ -125,6 +125,7 @@ class LoneText(io.TextIOWrapper):
     """A text stream around a `LoneStream`, for one thread at a time as well."""
 
     mode: str
+    _loss: ClassVar[BaseException | None] = None  # noted in place of an error, whose traceback would keep the stream
 
     def __init__(
         self, binary: LoneStream, mode: str, *, encoding: str | None, errors: str | None, newline: str | None

@@ -7,7 +7,7 @@ import operator
 import os
 import warnings
 from collections.abc import Callable
-from typing import Any, Final, NoReturn, Self, cast
+from typing import Any, ClassVar, Final, NoReturn, Self, cast
 
 from typing_extensions import Buffer
 
@@ -274,6 +274,8 @@ class TextObjectReader(LoneText):
     Attributes:
         mode: as it was opened, ``"r"`` for example.
     """
+
+    _loss: ClassVar[BaseException | None] = StorageError("text was lost")
 
     @property
     def info(self) -> ObjectInfo:
