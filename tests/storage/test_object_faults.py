@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import hashlib
+import io
 import random
 import signal
 import threading
@@ -11,6 +12,7 @@ import time
 import tracemalloc
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -29,7 +31,7 @@ from mono_sync import (
 )
 from mono_sync._durations import Deadline
 from mono_sync.connection import ExactlyOnce, Inbox, Write
-from mono_sync.server import EmbeddedServer
+from mono_sync.server import EmbeddedServer, EmbeddedServerConfig
 from mono_sync.storage.objects import _clean_up, _sink
 from mono_sync.storage.objects._source import Source
 from tests.fixtures.servers import RunNatsServer
@@ -48,6 +50,41 @@ def _version(number: int, size: int) -> bytes:
 
 def _is_one_version(content: bytes) -> bool:
     return content == _version(int(content[:8]), len(content))
+
+
+# --- what old servers count wrong
+
+
+@pytest.mark.old_server
+def test_no_chunk_is_missed_on_a_server_that_counts_wrong_after_a_restart(
+    old_server_binary: str, tmp_path: Path
+) -> None:
+    """nats-server 2.9 recovers its files in the order of their names: 1, 10, 2 and so on."""
+    options = EmbeddedServerConfig(binary=old_server_binary, store_dir=tmp_path)
+    content = random.Random(1).randbytes(1 << 20) * 80
+
+    class Breaks(io.BytesIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            if self.tell() > len(content) - (1 << 20):
+                raise ConnectionError
+            return super().read(size)
+
+    with mono_sync.connect(server=options) as connection:
+        objects = connection.objects(FSBucketConfig("b"))
+        objects.put("before", bytes(20 << 20), timeout=30)
+        with objects.open("mixed", "wb", timeout=30) as stream:
+            stream.write(content[:CHUNK])
+            objects.put("in between", b"")
+            stream.write(content[CHUNK:])
+        half = connection.objects(FSBucketConfig("half"))
+        half.put("before", bytes(20 << 20), timeout=30)
+        with pytest.raises(ConnectionError):
+            half.put_reader("k", Breaks(content), resume="t", timeout=30)
+    with mono_sync.connect(server=options) as connection:
+        assert connection.objects("b").get("mixed", timeout=30) == content
+        for _ in range(2):
+            connection.objects("half").put_reader("k", io.BytesIO(content), resume="t", timeout=30)
+        assert connection.objects("half").get("k", timeout=30) == content
 
 
 # --- many at once

@@ -37,7 +37,7 @@ from tests.fixtures.processes import Program
 from tests.fixtures.servers import RunNatsServer
 from tests.fixtures.waiting import wait_until
 from tests.storage.conftest import NewObjects
-from tests.storage.helpers import LIVE, chunk_subjects, raw_objects, restart_at_a_removal
+from tests.storage.helpers import LIVE, CutProxy, chunk_subjects, raw_objects, restart_at_a_removal, through
 from tests.support.threads import Background, Repeated
 
 CHUNK = 128 * 1024
@@ -80,6 +80,18 @@ def test_chunks_of_no_object_are_removed_and_counted(any_objects: ObjectBucket, 
     for number in range(3):
         assert any_objects.get(f"k{number}") == content(number)
     assert any_objects.sweep(older_than=0) == 0
+
+
+@pytest.mark.parametrize("after", [True, False])
+def test_sweep_whose_connection_breaks_as_it_removes_chunks_goes_on(
+    connection: Connection, objects: ObjectBucket, no_grace: None, *, after: bool
+) -> None:
+    leave_chunks(objects)
+    with CutProxy(connection.server_info.url) as proxy, through(proxy, connection, objects) as far:
+        proxy.cut_at(b"STREAM.PURGE", after=after)
+        assert far.sweep(older_than=0) == 3
+        assert proxy.cuts == 1
+    assert chunk_subjects(objects) == {}
 
 
 def test_sweep_of_an_empty_bucket_removes_nothing(any_objects: ObjectBucket) -> None:

@@ -140,16 +140,14 @@ class Reading(Catalog):
             DigestMismatchError: it should be there.
         """
         subject = f"$O.{self._name}.C.{info.nuid}"
-        stream = self._jetstream.api(f"STREAM.INFO.{self._stream}", {"subjects_filter": subject}, deadline)
-        state = stream["state"]
-        count = (state.get("subjects") or {}).get(subject, 0)
+        count, stream = self._jetstream.count(self._stream, subject, deadline)
         if count == info.chunks and not later:
             return
         newest = self._find(info.name, deadline, direct=False)
         if newest is None or _content(newest) != _content(info):
             raise ObjectChangedError(self._name, info.name)
         expires = stream["config"].get("max_age")  # as it is now: the bucket may have got a ttl since it was opened
-        if expires and self._has_lost_its_beginning(newest, count, state["first_seq"], deadline):
+        if expires and self._has_lost_its_beginning(newest, count, stream["state"]["first_seq"], deadline):
             raise ObjectChangedError(self._name, info.name)  # chunks are older than the description, and go first
         damage = "a chunk was stored behind the description" if later else f"{count} of {info.chunks} chunks are left"
         raise DigestMismatchError(self._name, info.name, damage)

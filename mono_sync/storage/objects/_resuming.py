@@ -203,10 +203,8 @@ class Resumption:
 
     def _count(self) -> tuple[datetime, int, bool]:
         """Return the server's time, how many chunks there are, and whether they expire with the bucket's ttl."""
-        query = {"subjects_filter": self._subject}
-        answer = self._jetstream.api(f"STREAM.INFO.{self._stream}", query, self._deadline)
+        chunks, answer = self._jetstream.count(self._stream, self._subject, self._deadline)
         now = parse_time(answer["ts"]) if "ts" in answer else datetime.now(UTC)
-        chunks = int((answer["state"].get("subjects") or {}).get(self._subject, 0))
         return now, chunks, bool(answer["config"].get("max_age"))
 
     def _hash(self, size: int) -> hashlib._Hash:

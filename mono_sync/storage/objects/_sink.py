@@ -313,9 +313,7 @@ class Sink:
         raise ChunksLostError(f"the stream holds {count} {kind}, and not the {stored} that were stored")
 
     def _count(self, deadline: Deadline) -> int:
-        query = {"subjects_filter": self._subject}
-        state = self._jetstream.api(f"STREAM.INFO.{self._stream}", query, deadline)["state"]
-        return int((state.get("subjects") or {}).get(self._subject, 0))
+        return self._jetstream.count(self._stream, self._subject, deadline)[0]
 
     def _number_of(self, newest: StoredMessage | None) -> int | None:
         """Return how many chunks there are if all up to the newest one are there; None: that one is not ours."""

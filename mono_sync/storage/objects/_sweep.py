@@ -10,7 +10,7 @@ from typing import Final
 
 from mono_sync._durations import Deadline, Duration, to_seconds
 from mono_sync.connection import ExactlyOnce, JetStream, Json, StoredMessage, StreamReader, is_conflict, parse_time
-from mono_sync.errors import JetStreamAPIError
+from mono_sync.errors import ConnectionLostError, JetStreamAPIError
 
 _log = logging.getLogger("mono_sync.storage")
 
@@ -92,21 +92,22 @@ class Sweep:
             return 0
         described = described_in(self._all_descriptions())
         self._clear_marks(name for name, count in counts.items() if count > described.get(name, count))
-        marked, removed = list[str](), 0
+        marked, removed = dict[str, int](), 0
         for name in counts.keys() - described.keys():
             newest = self._newest(name)
             if newest is None or now - newest.time < self._grace:
                 continue
             mark = self._mark(newest)
             if mark is None:
-                removed += self._remove(name, 0)
+                removed += self._remove(name, counts[name], newest.sequence)
             elif mark:
-                marked.append(name)
+                marked[name] = mark
         if not marked:
             return removed
         described = described_in(self._all_descriptions())
         self._clear_marks(name for name in marked if name in described)
-        return removed + sum(self._remove(name, 1) for name in marked if name not in described)
+        given_up = marked.keys() - described.keys()
+        return removed + sum(self._remove(name, counts[name], marked[name]) for name in given_up)
 
     # --- what there is
 
@@ -167,10 +168,15 @@ class Sweep:
             except JetStreamAPIError as error:
                 _log.warning("bucket %s: a mark stays on chunks %s: %s", self._bucket, name, error)
 
-    def _remove(self, name: str, marks: int) -> int:
-        removed = self._jetstream.purge(self._stream, self._prefix + name, self._deadline) - marks
-        _log.info("bucket %s: %d chunks %s belonged to no object and are removed", self._bucket, removed, name)
-        return removed
+    def _remove(self, name: str, count: int, newest: int) -> int:
+        """Remove the messages of a name up to a sequence, and return how many chunks that were."""
+        while True:
+            try:
+                self._jetstream.purge(self._stream, self._prefix + name, self._deadline, before=newest + 1)
+            except ConnectionLostError:
+                continue  # purging twice does no harm
+            _log.info("bucket %s: %d chunks %s belonged to no object and are removed", self._bucket, count, name)
+            return count
 
 
 def described_in(messages: Iterable[StoredMessage]) -> dict[str, int]:
