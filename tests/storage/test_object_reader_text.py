@@ -158,7 +158,17 @@ def test_text_that_is_interrupted_at_any_moment_does_not_go_on(
     assert kept < 5
 
 
-@pytest.mark.parametrize("read", [_next_line, _all_lines])
+def _stay(text: TextObjectReader) -> str:
+    text.seek(0, io.SEEK_CUR)
+    return ""
+
+
+def _tell(text: TextObjectReader) -> str:
+    text.tell()
+    return ""
+
+
+@pytest.mark.parametrize("read", [_next_line, _all_lines, _stay])
 def test_what_a_signal_handler_reads_at_any_moment_of_a_call_is_refused_or_missing_nowhere_else(
     objects: ObjectBucket, read: Callable[[TextObjectReader], str]
 ) -> None:
@@ -174,9 +184,9 @@ def test_what_a_signal_handler_reads_at_any_moment_of_a_call_is_refused_or_missi
             refused += 1
 
     for moment in itertools.count(1):
-        parts = list[str]()
         signalled = Signalled(moment, handle, [_lone_stream, _reader, _source])
         with objects.open("k", "r") as text:
+            parts = [text.read(8190)]
             with signalled:
                 parts.append(read(text))
             parts.append(text.read())
@@ -184,6 +194,32 @@ def test_what_a_signal_handler_reads_at_any_moment_of_a_call_is_refused_or_missi
         if not signalled.happened:
             break
     assert refused > 5
+
+
+@pytest.mark.parametrize("call", [_next_line, _stay, _tell])
+def test_signal_handler_that_seeks_in_a_call_is_refused_and_the_text_is_not_called_lost(
+    objects: ObjectBucket, call: Callable[[TextObjectReader], str]
+) -> None:
+    objects.put("k", b"0\n" * 20_000)
+    refused = 0
+
+    def handle() -> None:
+        nonlocal refused
+        try:
+            text.seek(0)
+        except StorageError as error:
+            assert "is in use" in str(error)  # noqa: PT017  # counted
+            refused += 1
+
+    for moment in itertools.count(1):
+        signalled = Signalled(moment, handle, [_lone_stream, _reader, _source])
+        with objects.open("k", "r") as text:
+            with signalled:
+                call(text)
+            text.read()
+        if not signalled.happened:
+            break
+    assert refused > 3
 
 
 def test_call_that_is_refused_for_its_argument_loses_no_text(objects: ObjectBucket) -> None:

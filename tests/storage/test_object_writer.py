@@ -159,8 +159,36 @@ def test_stream_can_neither_be_copied_nor_pickled(objects: ObjectBucket) -> None
         for call in (copy.copy, copy.deepcopy, pickle.dumps):
             with pytest.raises(TypeError, match=r"cannot pickle <ObjectWriter 'k' of bucket .*: it is a stream"):
                 call(writer)
-            with pytest.raises(TypeError, match="cannot pickle"):
+            with pytest.raises(TypeError, match=r"cannot pickle <.*TextIOWrapper name='k' .*: it is a stream"):
                 call(lines)
+
+
+class BadLinesError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("error", [BadLinesError, OSError, KeyError, ValueError, TypeError, UnicodeError, StorageError])
+@pytest.mark.parametrize("mode", ["wb", "w"])
+def test_lines_that_end_in_the_middle_are_not_stored_whatever_the_error(
+    objects: ObjectBucket, mode: Literal["wb", "w"], error: type[Exception]
+) -> None:
+    def lines(*, some: bool) -> Iterator[Any]:
+        if some:
+            yield "line\n" if mode == "w" else b"line\n"
+        raise error("bad")
+
+    stream: Any = objects.open("k", mode)
+    for bad, why in ((lines(some=False), error), (5, TypeError)):
+        with pytest.raises(why):
+            stream.writelines(bad)
+    stream.close()
+    assert objects.get("k") == b""
+    stream = objects.open("k", mode)
+    with pytest.raises(error):
+        stream.writelines(lines(some=True))
+    with pytest.raises(StorageError, match="was not stored, for a call before failed"):
+        stream.close()
+    assert objects.get("k") == b""
 
 
 def test_description_and_headers_are_stored(objects: ObjectBucket) -> None:

@@ -20,7 +20,6 @@ X = TypeVar("X", bound="LoneText")
 REFUSALS: Final = (TypeError, ValueError, ForkedError, StorageError)
 """What a call raises that has taken nothing: for its argument, or because the stream cannot be used at the moment."""
 
-_NOBODY: Final = 0  # no thread has such an identifier
 _process = os.getpid()  # to ask for it anew costs more than all else that is done for a line of text
 
 
@@ -53,7 +52,7 @@ def alone(method: Callable[Concatenate[S, P], T]) -> Callable[Concatenate[S, P],
 
 
 def in_turn(
-    spares: type[BaseException] | tuple[type[BaseException], ...] = BaseException, *, again: bool = True
+    spares: type[BaseException] | tuple[type[BaseException], ...] = BaseException, *, admits: tuple[str, ...] = ()
 ) -> Callable[[Callable[Concatenate[X, P], T]], Callable[Concatenate[X, P], T]]:
     """Let a method of a text stream run in one thread at a time, from its beginning to its end.
 
@@ -64,24 +63,27 @@ def in_turn(
         spares: errors that leave the stream as it was; after others something of it is lost. That is noted outside of
             the lock, for an interrupt that comes as the lock is let go takes away what was read, and without a call,
             before which the next one might come. One before the first step is as one before the call.
-        again: whether the thread may come again from within, for C calls `flush` and others by name. Into what C does
-            not call from it may not: a `write` out of a ``__del__`` or a signal handler makes older CPythons
-            store something else than the `write` that it comes into was to pass on (gh-119506).
+        admits: methods in which the thread may come again from within, for C calls them by name. Nothing else may come
+            into a call, out of a ``__del__`` or a signal handler: C keeps half of its state elsewhere meanwhile, and a
+            `write` in a `write` makes older CPythons store what nobody has written (gh-119506).
     """
 
     def decorate(method: Callable[Concatenate[X, P], T]) -> Callable[Concatenate[X, P], T]:
+        name = method.__name__
+
         @functools.wraps(method)
         def call(self: X, /, *args: P.args, **kwargs: P.kwargs) -> T:
             spared = spares
             try:
                 me, owner = get_ident(), self._owner
-                if self._pid == _process and (owner is None or owner == me):
+                admitted = self._admitted
+                if self._pid == _process and (owner is None or (owner == me and name in admitted)):
                     with self._turn:
-                        self._owner = me if again else _NOBODY
+                        self._owner, self._admitted = me, admits
                         try:
                             return method(self, *args, **kwargs)
                         finally:
-                            self._owner = owner
+                            self._owner, self._admitted = owner, admitted
                 spared = REFUSALS
                 self._refuse()
             except spared:
@@ -132,12 +134,16 @@ class LoneText(io.TextIOWrapper):
     ) -> None:
         _watch_forks()
         self._turn = threading.RLock()
-        self._owner: int | None = None  # the thread that has the turn and may come again
+        self._owner: int | None = None  # the thread that has the turn
+        self._admitted: tuple[str, ...] = ()  # where it may come again
         self._pid = os.getpid()
         self._half = binary
         named: Any = binary  # both kinds of them are
-        super().__init__(named, encoding=encoding or "utf-8", errors=errors, newline=newline)
+        super().__init__(named, encoding="utf-8" if encoding is None else encoding, errors=errors, newline=newline)
         self.mode = mode
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(f"cannot pickle {self!r}: it is a stream")
 
     @property
     def _binary(self) -> LoneStream:

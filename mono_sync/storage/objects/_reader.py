@@ -282,38 +282,39 @@ class TextObjectReader(LoneText):
         """What the bucket knew of the object when it was opened; of a link, its target."""
         return self._binary.info
 
-    @in_turn(_READABLE, again=False)
+    @in_turn(_READABLE)
     def read(self, size: int | None = -1, /) -> str:
         """Return so many characters, or as many as there are; all that are left where ``size`` is negative or None."""
         if self._half._failure is not None:  # noqa: SLF001  # of both halves of this stream
             self._say_lost()
         return super().read(size)
 
-    @in_turn(_READABLE, again=False)
+    @in_turn(_READABLE)
     def readline(self, size: int = -1, /) -> str:  # type: ignore[override]  # as typeshed has it of files
         """Return the next line with its end, or up to so many characters of it."""
         if self._half._failure is not None:  # noqa: SLF001  # of both halves of this stream
             self._say_lost()
         return super().readline(size)
 
-    @in_turn(_READABLE)
+    @in_turn(_READABLE, admits=("readline",))
     def readlines(self, hint: int | None = -1, /) -> list[str]:  # type: ignore[override]  # as above
         """Return the lines that are left, or until they are more than ``hint`` characters."""
         return super().readlines(-1 if hint is None else hint)
 
+    @in_turn(Exception, admits=("tell", "_seek"))
     def seek(self, cookie: int, whence: int = io.SEEK_SET, /) -> int:
         """Change the position to one that `tell` has returned, or to the beginning or the end, and return it."""
         if whence == io.SEEK_CUR and cookie == 0:  # where nobody may `tell`, nothing is lost
             cookie, whence = self.tell(), io.SEEK_SET
         return self._seek(cookie, whence)
 
-    @in_turn((TypeError, ValueError))
+    @in_turn((TypeError, ValueError), admits=("flush",))
     def _seek(self, cookie: int, whence: int) -> int:
         position = super().seek(cookie, whence)
         self._half._failure = None  # noqa: SLF001
         return position
 
-    @in_turn(Exception)
+    @in_turn(Exception, admits=("flush",))
     def tell(self) -> int:
         """Return what `seek` comes back by."""
         if self._half._failure is not None:  # noqa: SLF001  # of both halves of this stream
@@ -325,7 +326,7 @@ class TextObjectReader(LoneText):
         """Do nothing; `seek`, `tell`, `reconfigure`, `detach` and `close` call it first."""
         super().flush()
 
-    @in_turn()
+    @in_turn(admits=("flush",))
     def reconfigure(self, /, **options: Any) -> None:
         """Change how the text is read, as `io.TextIOWrapper.reconfigure` does."""
         super().reconfigure(**options)
@@ -337,7 +338,7 @@ class TextObjectReader(LoneText):
         else:
             self._binary.close()
 
-    @in_turn()
+    @in_turn(admits=("flush",))
     def _close(self) -> None:
         super().close()
 

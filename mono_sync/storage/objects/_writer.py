@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import warnings
 from collections.abc import Callable, Iterable
 from types import TracebackType
-from typing import Any, Concatenate, Final, ParamSpec, TypeVar, TypeVarTuple, cast
+from typing import Any, Final, TypeVarTuple, cast
 
 from typing_extensions import Buffer
 
@@ -18,30 +17,7 @@ from mono_sync.storage.objects._lone_stream import REFUSALS, LoneStream, LoneTex
 from mono_sync.storage.objects._upload import Upload
 from mono_sync.storage.objects._views import view_of
 
-P = ParamSpec("P")
-T = TypeVar("T")
-W = TypeVar("W", bound="ObjectWriter")
 Given = TypeVarTuple("Given")
-
-
-def _all_or_no_object(method: Callable[Concatenate[W, P], T]) -> Callable[Concatenate[W, P], T]:
-    """Let nothing be stored once a method has raised what is no refusal, for nobody knows then what it has taken.
-
-    That is noted as `in_turn` does.
-    """
-
-    @functools.wraps(method)
-    def call(self: W, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        try:
-            return method(self, *args, **kwargs)
-        except REFUSALS:
-            raise
-        except BaseException as error:
-            if self._failure is None:
-                self._failure = error
-            raise
-
-    return call
 
 
 class ObjectWriter(LoneStream):
@@ -110,18 +86,38 @@ class ObjectWriter(LoneStream):
                 self._failure = error
             raise
 
-    @_all_or_no_object
     def writelines(self, lines: Iterable[Buffer], /) -> None:
-        """Write each of some bytes-like objects; nothing is put between them."""
-        super().writelines(lines)
+        """Write each of some bytes-like objects; nothing is put between them.
 
-    @_all_or_no_object
-    @alone
+        Where it ends in the middle, by an error of ``lines`` for example, the stream is of no use.
+        """
+        began = False
+        try:
+            self._check_usable()
+            for line in lines:
+                self.write(line)
+                began = True
+        except BaseException as error:
+            if (began or not isinstance(error, Exception)) and self._failure is None:
+                self._failure = error
+            raise
+
     def flush(self) -> None:
         """Wait until the server has acknowledged what can be sent.
 
         The object is seen by nobody before `close`, and the last chunk waits here for more to come.
         """
+        try:
+            self._flush()
+        except REFUSALS:
+            raise
+        except BaseException as error:
+            if self._failure is None:
+                self._failure = error
+            raise
+
+    @alone
+    def _flush(self) -> None:
         self._work(self._upload.flush)
 
     def tell(self) -> int:
@@ -322,7 +318,7 @@ class TextObjectWriter(LoneText):
         """What the bucket knows of the object; None until it is stored."""
         return self._binary.info
 
-    @in_turn(_SPARED, again=False)
+    @in_turn(_SPARED)
     def write(self, text: str, /) -> int:
         """Take a text, and return its length. Raises what `ObjectWriter.write` raises.
 
@@ -330,12 +326,22 @@ class TextObjectWriter(LoneText):
         """
         return super().write(text)
 
-    @in_turn(_SPARED)
+    @in_turn(Exception, admits=("write",))
     def writelines(self, lines: Iterable[str], /) -> None:  # type: ignore[override]  # as typeshed has it of files
-        """Write each of some texts; nothing is put between them."""
-        super().writelines(lines)
+        """Write each of some texts, as `ObjectWriter.writelines` does; nothing is put between them."""
+        began = False
+        try:
+            self._binary._check_usable()  # noqa: SLF001  # the other half of this stream
+            for line in lines:
+                self.write(line)
+                began = True
+        except Exception as error:
+            half = self._half
+            if began and half._failure is None:  # noqa: SLF001
+                half._failure = error  # noqa: SLF001
+            raise
 
-    @in_turn((TypeError, ValueError, LookupError))
+    @in_turn((TypeError, ValueError, LookupError), admits=("flush",))
     def reconfigure(self, /, **options: Any) -> None:
         """Change encoding, errors or newline of what follows, as `io.TextIOWrapper.reconfigure` does.
 
@@ -343,12 +349,12 @@ class TextObjectWriter(LoneText):
         """
         super().reconfigure(**options)
 
-    @in_turn(TypeError, again=False)
+    @in_turn(TypeError)
     def flush(self) -> None:
         """Wait until the server has acknowledged what can be sent, as `ObjectWriter.flush` does."""
         super().flush()
 
-    @in_turn(TypeError, again=False)
+    @in_turn(TypeError)
     def tell(self) -> int:
         """Return how many bytes have been written, after a `flush`."""
         super().flush()
@@ -362,7 +368,7 @@ class TextObjectWriter(LoneText):
         if not self.closed:
             self._close()
 
-    @in_turn(again=False)
+    @in_turn()
     def _close(self) -> None:
         binary = self._binary
         binary._check_usable()  # noqa: SLF001  # the other half of this stream
