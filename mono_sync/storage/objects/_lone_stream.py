@@ -8,7 +8,7 @@ import os
 import threading
 from collections.abc import Callable
 from threading import get_ident
-from typing import Any, ClassVar, Concatenate, Final, NoReturn, ParamSpec, TypeVar
+from typing import Any, ClassVar, Concatenate, Final, NoReturn, ParamSpec, SupportsIndex, TypeVar
 
 from mono_sync.errors import ForkedError, StorageError
 
@@ -142,7 +142,7 @@ class LoneText(io.TextIOWrapper):
         super().__init__(named, encoding="utf-8" if encoding is None else encoding, errors=errors, newline=newline)
         self.mode = mode
 
-    def __reduce__(self) -> NoReturn:
+    def __reduce_ex__(self, protocol: SupportsIndex, /) -> NoReturn:
         raise TypeError(f"cannot pickle {self!r}: it is a stream")
 
     @property
