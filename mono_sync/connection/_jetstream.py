@@ -133,10 +133,9 @@ class JetStream:
         """Remove all messages before a sequence; doing it twice does no more."""
         self.api(f"STREAM.PURGE.{stream}", {"seq": sequence}, deadline)
 
-    def purge(self, stream: str, subject: str, deadline: Deadline, *, before: int = 0) -> int:
-        """Remove the messages of a subject, or those before a sequence; return how many."""
-        query = {"filter": subject, **({"seq": before} if before else {})}
-        return int(self.api(f"STREAM.PURGE.{stream}", query, deadline, repeat=False)["purged"])
+    def purge(self, stream: str, subject: str, deadline: Deadline, *, before: int = 0) -> None:
+        """Remove the messages of a subject, or those before a sequence; doing it twice does no more."""
+        self.api(f"STREAM.PURGE.{stream}", {"filter": subject, **({"seq": before} if before else {})}, deadline)
 
     def remove_newest(
         self, stream: str, subject: str, wanted: Callable[[StoredMessage], bool], deadline: Deadline

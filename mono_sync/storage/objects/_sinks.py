@@ -8,7 +8,7 @@ from typing import Final
 
 from mono_sync._durations import Deadline
 from mono_sync.connection import CoreConnection, ExactlyOnce, JetStream
-from mono_sync.errors import ConnectionLostError, MonoError
+from mono_sync.errors import MonoError
 from mono_sync.storage.objects._sink import Sink
 
 _log = logging.getLogger("mono_sync.storage")
@@ -83,15 +83,10 @@ class Sinks:
         """
         if not _NUID.fullmatch(nuid):  # none, or no name of chunks, which other clients may have stored
             return
-        while True:
-            try:
-                self._jetstream.purge(self._stream, self.subject(nuid), deadline, before=before)
-                return
-            except ConnectionLostError:
-                continue  # purging twice does no harm
-            except MonoError as error:
-                _log.warning("bucket %s: chunks %s may be left behind: %s", self._bucket, nuid, error)
-                return
+        try:
+            self._jetstream.purge(self._stream, self.subject(nuid), deadline, before=before)
+        except MonoError as error:
+            _log.warning("bucket %s: chunks %s may be left behind: %s", self._bucket, nuid, error)
 
     def subject(self, nuid: str) -> str:
         """Return where the chunks of a version go."""

@@ -10,7 +10,7 @@ from typing import Final
 
 from mono_sync._durations import Deadline, Duration, to_seconds
 from mono_sync.connection import ExactlyOnce, JetStream, Json, StoredMessage, StreamReader, is_conflict, parse_time
-from mono_sync.errors import ConnectionLostError, JetStreamAPIError
+from mono_sync.errors import JetStreamAPIError
 
 _log = logging.getLogger("mono_sync.storage")
 
@@ -170,13 +170,9 @@ class Sweep:
 
     def _remove(self, name: str, count: int, newest: int) -> int:
         """Remove the messages of a name up to a sequence, and return how many chunks that were."""
-        while True:
-            try:
-                self._jetstream.purge(self._stream, self._prefix + name, self._deadline, before=newest + 1)
-            except ConnectionLostError:
-                continue  # purging twice does no harm
-            _log.info("bucket %s: %d chunks %s belonged to no object and are removed", self._bucket, count, name)
-            return count
+        self._jetstream.purge(self._stream, self._prefix + name, self._deadline, before=newest + 1)
+        _log.info("bucket %s: %d chunks %s belonged to no object and are removed", self._bucket, count, name)
+        return count
 
 
 def described_in(messages: Iterable[StoredMessage]) -> dict[str, int]:
