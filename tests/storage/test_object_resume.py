@@ -53,9 +53,27 @@ class Failing(io.BytesIO):
         return super().read(size)
 
 
+class Interrupted(io.BytesIO):
+    """A file during whose first reading something else happens."""
+
+    def __init__(self, content: bytes, event: Callable[[], object]) -> None:
+        super().__init__(content)
+        self._events = iter([event])
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        for event in self._events:
+            event()
+        return super().read(size)
+
+
 def interrupt(objects: ObjectBucket, at: int, content: bytes = CONTENT, token: str = "t", **options: Any) -> None:
     with pytest.raises(OopsError):
         objects.put_reader("k", Failing(content, at), resume=token, **options)
+
+
+def upload_all_but_the_description(objects: ObjectBucket) -> None:
+    with pytest.raises(RevisionMismatchError):
+        objects.put_reader("k", io.BytesIO(CONTENT), resume="t", if_match=99)
 
 
 def ttls(objects: ObjectBucket) -> list[str | None]:
@@ -249,8 +267,7 @@ def test_upload_that_stands_still_before_its_last_step_is_refused_and_can_be_gon
 ) -> None:
     monkeypatch.setattr(_sweep, "_LEAST_GRACE", timedelta(0))
     objects.put("k", b"old")
-    with pytest.raises(RevisionMismatchError):
-        objects.put_reader("k", io.BytesIO(CONTENT), resume="t", if_match=99)
+    upload_all_but_the_description(objects)
     told = list[int]()
 
     def stand_still(done: int, _total: int | None) -> None:
@@ -270,8 +287,7 @@ def test_upload_that_stands_still_before_its_last_step_is_refused_and_can_be_gon
 def test_upload_of_which_all_is_there_has_as_little_time_for_its_last_step_as_others(
     objects: ObjectBucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(RevisionMismatchError):
-        objects.put_reader("k", io.BytesIO(CONTENT), resume="t", if_match=99)
+    upload_all_but_the_description(objects)
     commit, left = Commit.commit, list[float]()
 
     def note(
@@ -280,17 +296,9 @@ def test_upload_of_which_all_is_there_has_as_little_time_for_its_last_step_as_ot
         left.append(deadline.remaining or math.inf)
         return commit(self, meta, newest, deadline, *arguments, **firm)
 
-    compared = threading.Event()
-
-    class Slow(io.BytesIO):
-        def read(self, size: int | None = -1, /) -> bytes:
-            if not compared.is_set():
-                compared.wait(0.5)
-                compared.set()
-            return super().read(size)
-
     monkeypatch.setattr(Commit, "commit", note)
-    objects.put_reader("k", Slow(CONTENT), resume="t", timeout=None)
+    slow = Interrupted(CONTENT, partial(threading.Event().wait, 0.5))
+    objects.put_reader("k", slow, resume="t", timeout=None)
     assert left[0] < _upload.COMMIT_TIME - 0.5  # it counts from when the last chunk was stored
     assert objects.get("k") == CONTENT
 
@@ -300,23 +308,18 @@ def test_nothing_is_built_on_chunks_that_a_server_loses_while_the_file_is_compar
 ) -> None:
     server = run_nats_server("jetstream: enabled")
     kept_in_memory = FSBucketConfig("b", storage="memory")
-    restarts = iter([True])
 
-    class Slow(io.BytesIO):
-        def read(self, size: int | None = -1, /) -> bytes:
-            if next(restarts, False):
-                server.kill()
-                server.start()
-                with mono_sync.connect(server.url) as another:
-                    another.objects(kept_in_memory)
-            return super().read(size)
+    def restart() -> None:
+        server.kill()
+        server.start()
+        with mono_sync.connect(server.url) as another:
+            another.objects(kept_in_memory)
 
     with mono_sync.connect(server.url, reconnect_wait=0.02, reconnect_max_wait=0.1) as connection:
         objects = connection.objects(kept_in_memory)
-        with pytest.raises(RevisionMismatchError):
-            objects.put_reader("k", io.BytesIO(CONTENT), resume="t", if_match=99)
+        upload_all_but_the_description(objects)
         with pytest.raises(UploadLostError, match="its chunks are gone"):
-            objects.put_reader("k", Slow(CONTENT), resume="t", timeout=20)
+            objects.put_reader("k", Interrupted(CONTENT, restart), resume="t", timeout=20)
         assert objects.list(timeout=10) == []
         objects.put_reader("k", io.BytesIO(CONTENT), resume="t", timeout=20)
         assert objects.get("k") == CONTENT
@@ -325,19 +328,10 @@ def test_nothing_is_built_on_chunks_that_a_server_loses_while_the_file_is_compar
 def test_last_chunk_that_has_become_old_while_the_file_was_compared_is_stored_once_more(
     objects: ObjectBucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(RevisionMismatchError):
-        objects.put_reader("k", io.BytesIO(CONTENT), resume="t", if_match=99)
-    before, compared = raw_objects(objects).state["last_seq"], threading.Event()
-
-    class Slow(io.BytesIO):
-        def read(self, size: int | None = -1, /) -> bytes:
-            if not compared.is_set():
-                compared.wait(1.1)
-                compared.set()
-            return super().read(size)
-
+    upload_all_but_the_description(objects)
+    before = raw_objects(objects).state["last_seq"]
     monkeypatch.setattr(_writing, "COMMIT_TIME", 1.0)
-    objects.put_reader("k", Slow(CONTENT), resume="t")
+    objects.put_reader("k", Interrupted(CONTENT, partial(threading.Event().wait, 1.1)), resume="t")
     assert raw_objects(objects).state["last_seq"] - before == 2
     assert objects.get("k") == CONTENT
     assert list(chunk_subjects(objects).values()) == [11]
@@ -399,8 +393,7 @@ def test_nothing_is_built_on_chunks_that_another_upload_of_one_text_has_describe
 ) -> None:
     objects = any_objects
     if all_there:
-        with pytest.raises(RevisionMismatchError):
-            objects.put_reader("k", io.BytesIO(CONTENT), resume="t", if_match=99)
+        upload_all_but_the_description(objects)
     told = list[int]()
 
     def be_overtaken(done: int, _total: int | None) -> None:
@@ -420,17 +413,8 @@ def test_nothing_is_built_on_chunks_that_another_upload_of_one_text_has_describe
 def test_upload_of_one_text_does_not_begin_on_top_of_what_another_one_has_begun_meanwhile(
     objects: ObjectBucket,
 ) -> None:
-    began = threading.Event()
-
-    class Nested(io.BytesIO):
-        def read(self, size: int | None = -1, /) -> bytes:
-            if not began.is_set():
-                began.set()
-                interrupt(objects, 3 * CHUNK)
-            return super().read(size)
-
     with pytest.raises(UploadLostError):
-        objects.put_reader("k", Nested(CONTENT), resume="t")
+        objects.put_reader("k", Interrupted(CONTENT, lambda: interrupt(objects, 3 * CHUNK)), resume="t")
     assert list(chunk_subjects(objects).values()) == [2]
     objects.put_reader("k", io.BytesIO(CONTENT), resume="t")
     assert objects.get("k") == CONTENT
@@ -465,24 +449,10 @@ def test_nothing_is_built_on_chunks_that_are_about_to_be_removed(
     assert any_objects.get("k") == content
 
 
-class Interrupted(io.BytesIO):
-    """A file during whose first reading something else happens."""
-
-    def __init__(self, content: bytes, event: Callable[[], object]) -> None:
-        super().__init__(content)
-        self._events = iter([event])
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        for event in self._events:
-            event()
-        return super().read(size)
-
-
 def test_nothing_is_built_on_chunks_whose_description_came_and_went_while_the_file_was_compared(
     objects: ObjectBucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(RevisionMismatchError):
-        objects.put_reader("k", io.BytesIO(CONTENT), resume="t", if_match=99)
+    upload_all_but_the_description(objects)
     discard, held = Sinks.discard, list[Callable[[], None]]()
 
     def come_and_go() -> None:
@@ -503,8 +473,7 @@ def test_nothing_is_built_on_chunks_whose_description_came_and_went_while_the_fi
 def test_no_chunk_of_an_object_is_taken_back_that_was_stored_while_the_file_was_compared(
     objects: ObjectBucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(RevisionMismatchError):
-        objects.put_reader("k", io.BytesIO(CONTENT), resume="t", if_match=99)
+    upload_all_but_the_description(objects)
     stored = list[ObjectInfo]()
 
     def end() -> None:
@@ -545,8 +514,7 @@ def test_upload_that_lacks_its_last_step_is_refused_where_what_it_replaces_has_c
     objects: ObjectBucket, change: Callable[[ObjectBucket], object]
 ) -> None:
     objects.put("k", b"old")
-    with pytest.raises(RevisionMismatchError):
-        objects.put_reader("k", io.BytesIO(CONTENT), resume="t", if_match=99)
+    upload_all_but_the_description(objects)
     change(objects)
     with pytest.raises(UploadLostError, match="was stored, deleted or described anew since"):
         objects.put_reader("k", io.BytesIO(CONTENT), resume="t")
@@ -576,8 +544,7 @@ def test_last_chunk_is_taken_back_once_though_the_answer_is_lost(
     any_connection: Connection, any_objects: ObjectBucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with CutProxy(any_connection.server_info.url) as proxy, through(proxy, any_connection, any_objects) as objects:
-        with pytest.raises(RevisionMismatchError):
-            objects.put_reader("k", io.BytesIO(CONTENT), resume="t", if_match=99)
+        upload_all_but_the_description(objects)
         monkeypatch.setattr(_writing, "COMMIT_TIME", 0.0)
         proxy.cut_at(b".MSG.DELETE.", after=True)
         with monkeypatch.context() as patch:
@@ -595,8 +562,7 @@ def test_last_chunk_is_taken_back_once_though_the_answer_is_lost(
 
 
 def test_upload_of_which_all_is_there_ends_though_the_same_one_has_just_ended_elsewhere(objects: ObjectBucket) -> None:
-    with pytest.raises(RevisionMismatchError):
-        objects.put_reader("k", io.BytesIO(CONTENT), resume="t", if_match=99)
+    upload_all_but_the_description(objects)
 
     def be_overtaken(_done: int, _total: int | None) -> None:
         objects.put_reader("k", io.BytesIO(CONTENT), resume="t")
@@ -612,8 +578,7 @@ def test_no_chunk_of_an_object_is_taken_back_that_got_its_place_when_the_server_
     server = run_nats_server("jetstream: enabled")
     with mono_sync.connect(server.url, reconnect_wait=0.02, reconnect_max_wait=0.1) as connection:
         objects = connection.objects(FSBucketConfig("b", storage="memory"))
-        with pytest.raises(RevisionMismatchError):
-            objects.put_reader("k", io.BytesIO(CONTENT), resume="t", if_match=99)
+        upload_all_but_the_description(objects)
         monkeypatch.setattr(_writing, "COMMIT_TIME", 0.0)
         restart_at_a_removal(server, monkeypatch)
         objects.put_reader("k", io.BytesIO(CONTENT), resume="t", timeout=20)
