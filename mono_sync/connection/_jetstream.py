@@ -232,8 +232,9 @@ class JetStream:
     def count(self, stream: str, subject: str, deadline: Deadline) -> tuple[int, Json]:
         """Return how many messages a subject has, and all that the server says of the stream.
 
-        It is asked for by a pattern: after a restart nats-server 2.9 counts those of a subject without wildcards only
-        in its tenth file and later ones, if it has some there.
+        It is asked for by a pattern, with ``*`` for the second token of the subject, a bucket's name: after a restart
+        nats-server 2.9 counts those of a subject without wildcards only in its tenth file and later ones, if it has
+        some there.
         """
         first, _, *others = subject.split(".")
         answer = self.api(f"STREAM.INFO.{stream}", {"subjects_filter": ".".join([first, "*", *others])}, deadline)

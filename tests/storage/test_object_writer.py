@@ -163,6 +163,26 @@ def test_stream_can_neither_be_copied_nor_pickled(objects: ObjectBucket) -> None
                 call(lines)
 
 
+@pytest.mark.parametrize("mode", ["wb", "w"])
+def test_what_makes_lines_may_use_the_stream_that_they_are_written_to(
+    objects: ObjectBucket, mode: Literal["wb", "w"]
+) -> None:
+    def piece(text: str) -> Any:
+        return text if mode == "w" else text.encode()
+
+    def lines() -> Iterator[Any]:
+        yield piece("a")
+        stream.flush()
+        yield piece(str(stream.tell()))
+        stream.writelines([piece("b"), piece("c")])
+        stream.write(piece("d"))
+        yield piece("e")
+
+    with objects.open("k", mode) as stream:
+        stream.writelines(lines())
+    assert objects.get("k") == b"a1bcde"
+
+
 class BadLinesError(Exception):
     pass
 

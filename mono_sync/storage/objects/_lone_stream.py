@@ -63,9 +63,10 @@ def in_turn(
         spares: errors that leave the stream as it was; after others something of it is lost. That is noted outside of
             the lock, for an interrupt that comes as the lock is let go takes away what was read, and without a call,
             before which the next one might come. One before the first step is as one before the call.
-        admits: methods in which the thread may come again from within, for C calls them by name. Nothing else may come
-            into a call, out of a ``__del__`` or a signal handler: C keeps half of its state elsewhere meanwhile, and a
-            `write` in a `write` makes older CPythons store what nobody has written (gh-119506).
+        admits: names of the methods in which the thread may come again from within, for this one or C calls them, or
+            it has nothing half done meanwhile. Others are refused, out of a ``__del__`` or a signal handler: C keeps
+            half of its state elsewhere in a call, and a `write` in a `write` makes older CPythons store what nobody
+            has written (gh-119506).
     """
 
     def decorate(method: Callable[Concatenate[X, P], T]) -> Callable[Concatenate[X, P], T]:

@@ -308,7 +308,7 @@ class TextObjectReader(LoneText):
             cookie, whence = self.tell(), io.SEEK_SET
         return self._seek(cookie, whence)
 
-    @in_turn((TypeError, ValueError), admits=("flush",))
+    @in_turn((TypeError, ValueError, OverflowError), admits=("flush",))
     def _seek(self, cookie: int, whence: int) -> int:
         position = super().seek(cookie, whence)
         self._half._failure = None  # noqa: SLF001

@@ -99,15 +99,18 @@ class Sweep:
                 continue
             mark = self._mark(newest)
             if mark is None:
-                removed += self._remove(name, counts[name], newest.sequence)
+                self._remove(name, newest.sequence)
+                removed += counts[name]
             elif mark:
                 marked[name] = mark
         if not marked:
             return removed
         described = described_in(self._all_descriptions())
         self._clear_marks(name for name in marked if name in described)
-        given_up = marked.keys() - described.keys()
-        return removed + sum(self._remove(name, counts[name], marked[name]) for name in given_up)
+        for name in marked.keys() - described.keys():
+            self._remove(name, marked[name])
+            removed += counts[name]
+        return removed
 
     # --- what there is
 
@@ -168,11 +171,10 @@ class Sweep:
             except JetStreamAPIError as error:
                 _log.warning("bucket %s: a mark stays on chunks %s: %s", self._bucket, name, error)
 
-    def _remove(self, name: str, count: int, newest: int) -> int:
-        """Remove the messages of a name up to a sequence, and return how many chunks that were."""
+    def _remove(self, name: str, newest: int) -> None:
+        """Remove the messages of a name up to a sequence."""
         self._jetstream.purge(self._stream, self._prefix + name, self._deadline, before=newest + 1)
-        _log.info("bucket %s: %d chunks %s belonged to no object and are removed", self._bucket, count, name)
-        return count
+        _log.info("bucket %s: chunks %s belonged to no object and are removed", self._bucket, name)
 
 
 def described_in(messages: Iterable[StoredMessage]) -> dict[str, int]:

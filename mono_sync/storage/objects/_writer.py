@@ -299,7 +299,8 @@ class TextObjectWriter(LoneText):
 
     An exception in its ``with``, and `abort`, leave what was there before. So does a call that fails on the way to the
     binary stream, also where another thread is in it: `io.TextIOWrapper` has forgotten by then what it was to pass on.
-    A call out of a ``__del__`` or a signal handler that comes into one of its thread is refused, and loses nothing.
+    A call out of a ``__del__`` or a signal handler that comes into one of its thread is refused, and loses nothing; one
+    between two lines of `writelines`, also by what makes them, is taken there.
 
     Attributes:
         mode: as it was opened, ``"w"`` for example.
@@ -326,7 +327,7 @@ class TextObjectWriter(LoneText):
         """
         return super().write(text)
 
-    @in_turn(Exception, admits=("write",))
+    @in_turn(Exception, admits=("write", "writelines", "flush", "tell"))
     def writelines(self, lines: Iterable[str], /) -> None:  # type: ignore[override]  # as typeshed has it of files
         """Write each of some texts, as `ObjectWriter.writelines` does; nothing is put between them."""
         began = False
